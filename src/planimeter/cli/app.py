@@ -1,0 +1,35 @@
+"""The command tree, and how errors and interrupts end it."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from planimeter.cli import data, demo, measure, prior, study
+from planimeter.cli.output import errors
+from planimeter.errors import InputError
+
+app = typer.Typer(
+    help="How flat and how probable a trained network is, and which of the two matters.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("measure")(measure.measure)
+app.command("prior")(prior.prior)
+app.add_typer(study.app, name="study")
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Run a command; wrong input ends with one sentence and exit code 2, Ctrl-C with 130."""
+    try:
+        app()
+    except InputError as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        sys.exit(130)

@@ -1,0 +1,120 @@
+"""`planimeter measure`: the flatness of a trained network."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from planimeter import flatness
+from planimeter.cli.output import AsJson, Seed, errors, print_json, print_table, progress_bar
+from planimeter.cli.prior import classes
+from planimeter.data import load
+from planimeter.errors import InputError
+from planimeter.landscape import LossLandscape
+from planimeter.losses import LOSSES
+from planimeter.models.loading import load_model
+
+
+def measure(
+    model: Annotated[str, typer.Argument(help="module:callable that makes the network.")],
+    data: Annotated[str, typer.Option(help="Data set; its training part is used.")] = "digits",
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights to load.")] = None,
+    rows: Annotated[int, typer.Option(min=0, help="The first so many rows; 0 for all.")] = 1000,
+    positive: Annotated[
+        str, typer.Option(help="Classes that count as 1, for one output.")
+    ] = "5,6,7,8,9",
+    loss: Annotated[
+        str | None, typer.Option(help=f"{', '.join(LOSSES)}; default by outputs.")
+    ] = None,
+    names: Annotated[
+        str | None, typer.Option("--measures", help="Comma-separated; default all.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time, for memory.")] = 500,
+    float64: Annotated[
+        bool, typer.Option("--float64", help="Compute in double precision.")
+    ] = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Flatness measures of a network at its weights, each with its error.
+
+    A network with one output is measured on the binary task with the logistic loss, one with several
+    on the classes with the cross-entropy.
+
+    Example: planimeter measure mymodels:lenet --checkpoint lenet.pth --data mnist --rows 2000
+    """
+    network = load_model(model, checkpoint)
+    dataset = load(data)
+    count = rows or len(dataset.labels)
+    inputs, labels = dataset.inputs[:count], dataset.labels[:count]
+    if float64:
+        network, inputs = network.double(), inputs.double()
+    binary = _outputs(network, inputs, model, data) == 1
+    chosen = loss or ("binary_cross_entropy" if binary else "cross_entropy")
+    if chosen not in LOSSES:
+        raise InputError(f"no loss {chosen!r}; there are {', '.join(LOSSES)}")
+    if binary:
+        labels = torch.isin(labels, torch.tensor(classes(positive))).long()
+    landscape = LossLandscape(network, LOSSES[chosen], (inputs, labels), batch_size=batch_size)
+    started = time.monotonic()
+    with progress_bar() as bar:
+        task = bar.add_task("loss", total=None)
+        value, accuracy = landscape.loss(), landscape.accuracy()
+        results = flatness.measure(
+            landscape,
+            names.split(",") if names else None,
+            seed=seed,
+            progress=lambda name: bar.update(task, description=name),
+        )
+    seconds = time.monotonic() - started
+    if as_json:
+        print_json(
+            {
+                "model": model,
+                "data": data,
+                "rows": landscape.num_rows,
+                "parameters": landscape.num_parameters,
+                "loss_function": chosen,
+                "loss": value,
+                "accuracy": accuracy,
+                "theta_norm": float(landscape.theta.norm()),
+                "dtype": str(landscape.dtype),
+                "seed": seed,
+                "seconds": seconds,
+                "measures": {name: e.as_dict() for name, e in results.items()},
+            }
+        )
+        return
+    print_table(
+        f"{model} on {landscape.num_rows} rows of {data}: {chosen} {value:.4g}, accuracy "
+        f"{100 * accuracy:.2f} %, {landscape.num_parameters:,} parameters, "
+        f"‖θ‖ {float(landscape.theta.norm()):.4g}",
+        ("measure", "value", "how", "products"),
+        [
+            (flatness.MEASURES[n].label, str(e), e.method, str(e.products) if e.products else "")
+            for n, e in results.items()
+        ],
+    )
+    if accuracy < 1:
+        errors.print(
+            "note: not all rows are fitted; sharpness depends on the loss at the measuring point",
+            style="yellow",
+        )
+
+
+def _outputs(network: torch.nn.Module, inputs: torch.Tensor, model: str, data: str) -> int:
+    """Outputs a row, found by running one row; a misfit is an error in words."""
+    network.eval()
+    try:
+        with torch.no_grad():
+            result = network(inputs[:1])
+    except RuntimeError as error:
+        raise InputError(
+            f"{model} does not accept {data} inputs of shape {tuple(inputs[:1].shape)}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return int(result[0].numel())

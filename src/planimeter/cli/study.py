@@ -1,0 +1,198 @@
+"""`planimeter study`: list, run, status and report of studies."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+
+from planimeter.cli.output import AsJson, errors, output, print_json, print_table, progress_bar
+from planimeter.study import Store, Study, Trial, built_in_studies, load_study, trials_of
+
+app = typer.Typer(help="Experiments over many networks, from YAML files.", no_args_is_help=True)
+
+Reference = Annotated[str, typer.Argument(help="Id of a built-in study, or a YAML file.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder; default runs/STUDY.")]
+
+
+@app.command("list", epilog="Example: planimeter study list")
+def list_studies(as_json: AsJson = False) -> None:
+    """The studies that come with planimeter."""
+    rows = []
+    for name in built_in_studies():
+        study = load_study(name)
+        rows.append((name, study.title, study.source, len(trials_of(study))))
+    if as_json:
+        keys = ("id", "title", "source", "trials")
+        print_json([dict(zip(keys, row, strict=True)) for row in rows])
+    else:
+        print_table(
+            "Studies", ("id", "title", "after", "trials"), [[str(c) for c in r] for r in rows]
+        )
+
+
+@app.command("run", epilog="Example: planimeter study run zhang2021/fig3-mnist --workers 4")
+def run(
+    reference: Reference,
+    out: Out = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default one a core.")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a dask scheduler.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Replaces the study's own seed.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a study, or what is left of it, and write its report.
+
+    Results are stored as they come: after Ctrl-C, or a crash, the same command does the rest.
+    """
+    study = load_study(reference)
+    if seed is not None:
+        study = study.model_copy(update={"seed": seed})
+    folder = out or default_folder(reference, seed)
+    run_and_report(study, reference, folder, workers=workers, scheduler=scheduler, as_json=as_json)
+
+
+@app.command("status", epilog="Example: planimeter study status runs/demo")
+def status(
+    folder: Annotated[Path, typer.Argument(help="Run folder.")], as_json: AsJson = False
+) -> None:
+    """How much of a run is done."""
+    store = Store(folder)
+    study, reference = store.study()
+    trials, records = trials_of(study), store.records()
+    done = {r.key for r in records}
+    stuck = [r.trial.label for r in records if not r.result["fit"]["converged"]]
+    content = {
+        "study": reference,
+        "folder": str(folder),
+        "trials": len(trials),
+        "done": len(records),
+        "not_converged": stuck,
+        "waiting": [t.label for t in trials if t.key not in done],
+    }
+    if as_json:
+        print_json(content)
+        return
+    output.print(f"{reference} in {folder}: {len(records)} of {len(trials)} trials done")
+    if stuck:
+        output.print(f"{len(stuck)} did not reach zero error: {', '.join(stuck)}", highlight=False)
+    if len(records) < len(trials):
+        output.print(
+            f"finish it with: planimeter study run {reference} --out {folder}", highlight=False
+        )
+
+
+@app.command("report", epilog="Example: planimeter study report runs/demo")
+def report(
+    folder: Annotated[Path, typer.Argument(help="Run folder.")], as_json: AsJson = False
+) -> None:
+    """Write the HTML report and the figures of a run, finished or not."""
+    print_report(Store(folder), as_json)
+
+
+def default_folder(reference: str, seed: int | None = None) -> Path:
+    """`runs/STUDY`, the name of a YAML file without its folders; another seed, another folder."""
+    path = Path(reference)
+    name = path.stem if path.suffix in (".yaml", ".yml") else reference
+    return Path("runs") / (name if seed is None else f"{name}-seed{seed}")
+
+
+def run_and_report(
+    study: Study,
+    reference: str,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    as_json: bool = False,
+) -> None:
+    """Run what is missing, then report; exit code 1 if trials failed, 130 on Ctrl-C."""
+    from planimeter.study.runner import run_study
+
+    store = Store(folder)
+    total = len(trials_of(study))
+    started = time.monotonic()
+    try:
+        with progress_bar() as bar:
+            summary = run_study(
+                study,
+                store,
+                reference,
+                workers=workers,
+                scheduler=scheduler,
+                progress=_reporter(bar, reference, total),
+            )
+    except KeyboardInterrupt:
+        errors.print(
+            f"interrupted: {len(store.keys())} of {total} trials are stored in {folder}; the same "
+            f"command does the rest",
+            highlight=False,
+        )
+        raise typer.Exit(130) from None
+    errors.print(
+        f"{summary.done_now} trials run in {time.monotonic() - started:.0f} s, "
+        f"{summary.already_done} were stored already",
+        highlight=False,
+    )
+    for label, reason in summary.failed.items():
+        errors.print(f"failed: {label}: {reason}", style="red", markup=False)
+    print_report(store, as_json)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+def _reporter(bar: Progress, reference: str, total: int) -> Any:
+    """Progress as a bar on a terminal, and as a line every tenth of the work elsewhere."""
+    task = bar.add_task(f"{reference}: starting workers", total=total)
+
+    def report(trial: Trial, result: dict[str, Any] | None, done: int, total: int) -> None:
+        told = "failed" if result is None else f"{result['fit']['epochs']} epochs"
+        bar.update(task, completed=done, description=f"{reference}: {trial.label}, {told}")
+        if not errors.is_terminal and (done == total or done % max(1, total // 10) == 0):
+            errors.print(
+                f"{done} of {total} trials done, last {trial.label}, {told}", highlight=False
+            )
+
+    return report
+
+
+def print_report(store: Store, as_json: bool) -> None:
+    """Write the report of a run folder, and print its table or JSON."""
+    from planimeter.report import build_report
+    from planimeter.report.figures import OPTIMISER_LABELS
+
+    built = build_report(store)
+    if as_json:
+        print_json(
+            {
+                "html": str(built.html),
+                "png": str(built.png),
+                "warnings": built.warnings,
+                "correlations": [
+                    {"optimiser": r.optimiser, "quantity": r.quantity.name}
+                    | {n: vars(getattr(r, n)) for n in ("pearson", "spearman", "kendall")}
+                    for r in built.rows
+                ],
+            }
+        )
+        return
+    for warning in built.warnings:
+        errors.print(f"note: {warning}", style="yellow", markup=False)
+    lines: list[tuple[str, ...]] = []
+    last = ""
+    for row in built.rows:
+        if row.optimiser != last:
+            last = row.optimiser
+            lines.append((OPTIMISER_LABELS[last], f"[dim]{row.pearson.n} networks[/dim]", "", ""))
+        coefficients = (str(c) for c in (row.pearson, row.spearman, row.kendall))
+        lines.append((f"  {row.quantity.symbol}", *coefficients))
+    print_table(
+        "Correlation with the test error, with bootstrap intervals",
+        ("", "Pearson r", "Spearman ρ", "Kendall τ"),
+        lines,
+    )
+    output.print(f"report: {built.html.resolve()}", highlight=False, soft_wrap=True)

@@ -1,0 +1,8 @@
+"""The one exception for input that a user can mend."""
+
+
+class InputError(ValueError):
+    """Something that was passed in is wrong; the message names the value and the way out.
+
+    The command line prints the message alone and exits with code 2.
+    """

@@ -1,0 +1,110 @@
+r"""A number with its standard error and how it was obtained.
+
+Arithmetic propagates errors to first order, taking the operands as independent:
+
+.. math:: \sigma_{f(x, y)}^2 = (\partial_x f)^2 \sigma_x^2 + (\partial_y f)^2 \sigma_y^2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, its standard error (0 where the value is exact up to rounding), and its provenance.
+
+    Arguments:
+        value: the number.
+        stderr: standard error of `value`, at least 0; NaN when it could not be estimated.
+        method: how the number was obtained, in a few words.
+        products: matrix-vector products spent.
+        converged: False when an iteration behind the number stopped before its tolerance was met.
+    """
+
+    value: float
+    stderr: float = 0.0
+    method: str = ""
+    products: int = 0
+    converged: bool = True
+
+    def __post_init__(self) -> None:
+        if self.stderr < 0:
+            raise ValueError(f"a standard error cannot be negative: {self.stderr}")
+
+    def __str__(self) -> str:
+        text = format_with_error(self.value, self.stderr)
+        return text if self.converged else f"{text} (NOT CONVERGED)"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+    def _propagate(self, other: Estimate | float, value: float, *slopes: float) -> Estimate:
+        """The estimate `value` whose error follows from the slopes in self and in `other`."""
+        right = other if isinstance(other, Estimate) else Estimate(float(other))
+        stderr = math.hypot(slopes[0] * self.stderr, slopes[1] * right.stderr)
+        return Estimate(
+            value,
+            stderr,
+            self.method or right.method,
+            self.products + right.products,
+            self.converged and right.converged,
+        )
+
+    def __add__(self, other: Estimate | float) -> Estimate:
+        return self._propagate(other, self.value + _value(other), 1.0, 1.0)
+
+    def __sub__(self, other: Estimate | float) -> Estimate:
+        return self._propagate(other, self.value - _value(other), 1.0, -1.0)
+
+    def __mul__(self, other: Estimate | float) -> Estimate:
+        return self._propagate(other, self.value * _value(other), _value(other), self.value)
+
+    def __truediv__(self, other: Estimate | float) -> Estimate:
+        divisor = _value(other)
+        ratio = self.value / divisor
+        return self._propagate(other, ratio, 1.0 / divisor, -ratio / divisor)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __rsub__(self, other: float) -> Estimate:
+        return Estimate(float(other)) - self
+
+    def __rtruediv__(self, other: float) -> Estimate:
+        return Estimate(float(other)) / self
+
+    def __neg__(self) -> Estimate:
+        return self * -1.0
+
+    def sqrt(self) -> Estimate:
+        """The square root; a value of 0 keeps sqrt(stderr) as its error."""
+        root = math.sqrt(self.value)
+        slope = 0.5 / root if root > 0 else (self.stderr**-0.5 if self.stderr > 0 else 0.0)
+        return self._propagate(0.0, root, slope, 0.0)
+
+    def log(self) -> Estimate:
+        """The natural logarithm."""
+        return self._propagate(0.0, math.log(self.value), 1.0 / self.value, 0.0)
+
+
+def _value(number: Estimate | float) -> float:
+    return number.value if isinstance(number, Estimate) else float(number)
+
+
+def format_with_error(value: float, stderr: float) -> str:
+    """`93.7 ± 1.2`: the error to two significant digits, the value to the same decimal place."""
+    if stderr == 0 or not math.isfinite(value):
+        return f"{value:.6g}"
+    if not math.isfinite(stderr):
+        return f"{value:.6g} ± {stderr}"
+    place = 1 - math.floor(math.log10(stderr))
+    if -3 <= place <= 6 and abs(value) < 1e7:
+        decimals = max(place, 0)
+        return f"{round(value, place):.{decimals}f} ± {round(stderr, place):.{decimals}f}"
+    exponent = math.floor(math.log10(max(abs(value), stderr)))
+    scale, decimals = 10.0**exponent, max(place + exponent, 0)
+    return f"({value / scale:.{decimals}f} ± {stderr / scale:.{decimals}f})e{exponent:+03d}"

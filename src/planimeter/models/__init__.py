@@ -1,0 +1,1 @@
+"""The papers' architectures, and loading a user's own."""

@@ -1,0 +1,67 @@
+r"""One Gaussian variable restricted to the positive half-line: moments, cumulants, draws.
+
+For :math:`z \sim N(m, s^2)` given :math:`z > 0`, with :math:`h = m/s` and the inverse Mills ratio
+:math:`r(h) = \varphi(h)/\Phi(h)`,
+
+.. math:: E z = m + s r, \quad \mathrm{Var}\, z = s^2 (1 - r (r + h)), \quad
+          \kappa_l = s^l \,\frac{d^l}{dh^l} \log \Phi(h) \quad (l \ge 3).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.special import log_ndtr, ndtri
+
+# Below this h, Phi(h) u can underflow and the draw is made in the log domain instead.
+_FAR_TAIL = -30.0
+
+
+def inverse_mills(h: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """phi(h) / Phi(h), without overflow for very negative h."""
+    return torch.exp(-0.5 * h.square() - 0.5 * math.log(2 * math.pi) - log_ndtr(h))
+
+
+def moments(
+    mean: Float[Tensor, " n"], variance: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """log P(z > 0), and the mean and variance of z given z > 0."""
+    scale = variance.sqrt()
+    h = mean / scale
+    r = inverse_mills(h)
+    return log_ndtr(h), mean + scale * r, variance * (1 - r * (r + h))
+
+
+def third_and_fourth_cumulants(
+    mean: Float[Tensor, " n"], variance: Float[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """kappa_3 and kappa_4 of z given z > 0."""
+    scale = variance.sqrt()
+    h = mean / scale
+    r = inverse_mills(h)
+    slope = -r * (r + h)  # r'
+    bracket = (r + h) * (2 * r + h) - 1
+    third = r * bracket
+    fourth = slope * bracket + r * ((slope + 1) * (2 * r + h) + (r + h) * (2 * slope + 1))
+    return scale**3 * third, scale**4 * fourth
+
+
+def standard_draw(h: Float[Tensor, "*n"], log_u: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    r"""A standard normal x given x > -h, from log-uniforms: :math:`x = -\Phi^{-1}(u\, \Phi(h))`."""
+    log_p = log_u + log_ndtr(h)
+    x = ndtri(log_p.exp())
+    far = h < _FAR_TAIL
+    if bool(far.any()):
+        x[far] = _inverse_log_ndtr(log_p[far])
+    return -x
+
+
+def _inverse_log_ndtr(log_p: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """x with log Phi(x) = log_p, for very negative log_p, by Newton from the asymptote."""
+    x = -(-2 * log_p - (-2 * log_p).log() - math.log(2 * math.pi)).sqrt()
+    for _ in range(4):
+        x = x - (log_ndtr(x) - log_p) / inverse_mills(x)
+    return x

@@ -1,0 +1,121 @@
+"""One self-contained HTML file, PNG figures and the correlation table of a run folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import yaml
+
+from planimeter.errors import InputError
+from planimeter.estimate import format_with_error
+from planimeter.report.figures import OPTIMISER_LABELS, interactive_figure, printed_figure
+from planimeter.report.table import CorrelationRow, correlation_rows, quantities, usable
+from planimeter.study import Record, Store, trials_of
+
+
+@dataclass(frozen=True)
+class Report:
+    """Paths of what was written, and the numbers shown.
+
+    Arguments:
+        html: the report.
+        png: its figure.
+        rows: the correlation table.
+        warnings: what a reader must know: trials missing, not converged, or not trusted.
+    """
+
+    html: Path
+    png: Path
+    rows: list[CorrelationRow]
+    warnings: list[str]
+
+
+def build_report(store: Store) -> Report:
+    """Write `report.html` and `report.png` into a run folder, from its results so far.
+
+    Raises:
+        InputError: nothing was run there, or no trial can be shown.
+    """
+    study, reference = store.study()
+    records = store.records()
+    if not usable(records):
+        raise InputError(
+            f"no trial in {store.folder} reached zero error on its training set: nothing to show"
+        )
+    rows = correlation_rows(study, records)
+    warnings = _warnings(len(trials_of(study)), records)
+    html, png = store.folder / "report.html", store.folder / "report.png"
+    printed_figure(study, records, rows, png)
+    figure = interactive_figure(study, records, rows).to_html(
+        full_html=False, include_plotlyjs=True, config={"displaylogo": False, "responsive": True}
+    )
+    template = (resources.files("planimeter") / "report" / "report.html.j2").read_text("utf-8")
+    page = jinja2.Environment(autoescape=True).from_string(template)
+    html.write_text(
+        page.render(
+            study=study,
+            reference=reference,
+            figure=figure,
+            rows=rows,
+            labels=OPTIMISER_LABELS,
+            warnings=warnings,
+            quantities=quantities(study),
+            trials=[_trial_line(r, [q.name for q in quantities(study)]) for r in records],
+            confidence=f"{100 * study.statistics.confidence:g}",
+            specification=yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False),
+        ),
+        encoding="utf-8",
+    )
+    return Report(html, png, rows, warnings)
+
+
+def _warnings(total: int, records: list[Record]) -> list[str]:
+    found = []
+    if len(records) < total:
+        found.append(f"{total - len(records)} of {total} trials are not done yet.")
+    stuck = [r.trial.label for r in records if not r.result["fit"]["converged"]]
+    if stuck:
+        found.append(
+            f"{len(stuck)} trials did not reach zero error on S and are left out of figures and "
+            f"correlations: {', '.join(stuck)}."
+        )
+    doubts: Counter[str] = Counter()
+    for record in records:
+        for name, estimate in record.result["measures"].items():
+            doubts[f"{name} did not converge"] += not estimate["converged"]
+        for prior in record.result["log_prior"]:
+            doubts["EP did not converge (log P(f) stays unbiased)"] += not prior["converged"]
+            for alarm in prior["alarms"]:
+                doubts[f"log P(f): {alarm}"] += 1
+    found += [f"{count} trials: {what}." for what, count in doubts.items() if count]
+    return found
+
+
+def _trial_line(record: Record, names: list[str]) -> dict[str, object]:
+    """A row of the table of trials; what was not measured shows a dash."""
+    result = record.result
+    cells = []
+    for name in names:
+        entry = (
+            next(iter(result["log_prior"]), None)
+            if name == "log_prior"
+            else result["measures"].get(name)
+        )
+        cells.append(
+            "–" if entry is None else format_with_error(float(entry["value"]), entry["stderr"])
+        )
+    return {
+        "label": record.trial.label,
+        "key": record.key,
+        "converged": result["fit"]["converged"],
+        "epochs": result["fit"]["epochs"],
+        "attack_errors": result["fit"]["attack_errors"],
+        "test_error": f"{100 * result['test_error']:.1f}" if "test_error" in result else "–",
+        "train_loss": f"{result['train_loss']:.3g}" if "train_loss" in result else "–",
+        "theta_norm": f"{result['theta_norm']:.1f}" if "theta_norm" in result else "–",
+        "cells": cells,
+    }

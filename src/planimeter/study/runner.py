@@ -1,0 +1,118 @@
+"""Running the trials of a study that are not done yet, on dask.distributed workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from planimeter.study.spec import Study
+from planimeter.study.store import Store
+from planimeter.study.trial import Trial, run_trial, trials_of
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended: trials asked for, found done, done now, and failed with their reasons."""
+
+    total: int
+    already_done: int
+    done_now: int
+    failed: dict[str, str]
+
+
+def run_study(
+    study: Study,
+    store: Store,
+    reference: str,
+    *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    progress: Callable[[Trial, dict[str, Any] | None, int, int], None] = lambda *_: None,
+) -> RunSummary:
+    """Run every trial of a study that its store does not have yet.
+
+    Interrupting it, or killing it, loses only the trials in flight; calling it again does the rest.
+
+    Arguments:
+        study: what to run.
+        store: where results go; this process is its only writer.
+        reference: id or path of the study, kept for the record.
+        workers: processes of the local cluster; None for one a core.
+        scheduler: address of a running dask scheduler to use instead; its workers need planimeter
+            and the data.
+        progress: called after each trial with its result (None if it failed), trials done, total.
+
+    Raises:
+        InputError: another process writes to the store, or it holds another study.
+    """
+    trials = trials_of(study)
+    with store.writing(study, reference):
+        done = store.keys()
+        todo = {t.key: t for t in trials if t.key not in done}
+        finished, failed = len(trials) - len(todo), {}
+        if todo:
+            with _cluster(workers, scheduler, len(todo)) as client:
+                from distributed import as_completed
+
+                # Weights go beside the results only when the workers share this disk.
+                weights = (store.folder / "weights").resolve() if scheduler is None else None
+                futures = {
+                    client.submit(
+                        _run_on_worker, trial, weights, key=f"trial-{key}", retries=2
+                    ): trial
+                    for key, trial in todo.items()
+                }
+                for future in as_completed(futures):
+                    trial, result = futures[future], None
+                    if future.status == "finished":
+                        result = future.result()
+                        store.add(trial, result)
+                        finished += 1
+                    else:
+                        error = future.exception()
+                        failed[trial.label] = f"{type(error).__name__}: {error}"
+                    future.release()
+                    progress(trial, result, finished, len(trials))
+    return RunSummary(len(trials), len(trials) - len(todo), len(todo) - len(failed), failed)
+
+
+def _run_on_worker(trial: Trial, weights: Path | None) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(1)  # one trial a core: threads inside a trial would only compete
+    return run_trial(trial, weights)
+
+
+@contextmanager
+def _cluster(workers: int | None, scheduler: str | None, jobs: int) -> Iterator[Any]:
+    """A client of the given scheduler, or of a local cluster of one-thread processes."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    if scheduler is not None:
+        with Client(scheduler) as client:
+            yield client
+        return
+    count = min(workers or len(os.sched_getaffinity(0)), jobs)
+    with dask.config.set({"distributed.logging.distributed": "error"}):
+        # Workers are started with SIGINT ignored, which they inherit: Ctrl-C is the driver's, and
+        # it ends them in order.
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            cluster = LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                silence_logs="ERROR",
+                memory_limit=0,
+            )
+        finally:
+            signal.signal(signal.SIGINT, previous)
+        with cluster, Client(cluster) as client:
+            yield client

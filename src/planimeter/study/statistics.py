@@ -1,0 +1,92 @@
+r"""Correlations between a measure and the test error, with bootstrap intervals.
+
+Pearson's r, Spearman's rho (r of the ranks) and Kendall's tau-b. Intervals are percentile
+bootstrap over trials.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+Vector = np.ndarray
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A correlation coefficient and its bootstrap interval.
+
+    Arguments:
+        value: the coefficient; NaN when either variable is constant or fewer than 3 points.
+        low, high: ends of the interval.
+        n: points.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:+.2f} [{self.low:+.2f},{self.high:+.2f}]"
+
+
+def correlations(
+    x: Vector, y: Vector, *, bootstrap: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, Correlation]:
+    """Pearson, Spearman and Kendall coefficients of two samples, each with its interval.
+
+    Arguments:
+        x, y: (n,) samples, paired.
+        bootstrap: resamples.
+        confidence: of the interval.
+        seed: of the resampling.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    n = len(x)
+    if n < 3:
+        nothing = Correlation(np.nan, np.nan, np.nan, n)
+        return {"pearson": nothing, "spearman": nothing, "kendall": nothing}
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, n, size=(bootstrap, n))
+    identity = np.arange(n)[None]
+    results = {}
+    for name, coefficient in _COEFFICIENTS.items():
+        value = float(coefficient(x, y, identity)[0])
+        resampled = coefficient(x, y, rows)
+        resampled = resampled[np.isfinite(resampled)]
+        tail = (1 - confidence) / 2
+        low, high = np.quantile(resampled, [tail, 1 - tail]) if len(resampled) else (np.nan, np.nan)
+        results[name] = Correlation(value, float(low), float(high), n)
+    return results
+
+
+def _pearson(x: Vector, y: Vector, rows: Vector) -> Vector:
+    return _row_correlation(x[rows], y[rows])
+
+
+def _spearman(x: Vector, y: Vector, rows: Vector) -> Vector:
+    return _row_correlation(stats.rankdata(x[rows], axis=1), stats.rankdata(y[rows], axis=1))
+
+
+def _kendall(x: Vector, y: Vector, rows: Vector) -> Vector:
+    """tau-b from the matrices of pairwise signs, which resampling only re-indexes."""
+    signs_x, signs_y = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
+    result = np.empty(len(rows))
+    for i, row in enumerate(rows):
+        a, b = signs_x[np.ix_(row, row)], signs_y[np.ix_(row, row)]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            result[i] = (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
+    return result
+
+
+def _row_correlation(a: Vector, b: Vector) -> Vector:
+    a = a - a.mean(axis=1, keepdims=True)
+    b = b - b.mean(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+
+
+_COEFFICIENTS = {"pearson": _pearson, "spearman": _spearman, "kendall": _kendall}
