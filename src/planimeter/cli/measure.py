@@ -42,8 +42,8 @@ def measure(
 ) -> None:
     """Flatness measures of a network at its weights, each with its error.
 
-    A network with one output is measured on the binary task with the logistic loss, one with several
-    on the classes with the cross-entropy.
+    A network with one output is measured on the binary task with the logistic loss, one with
+    several on the classes with the cross-entropy.
 
     Example: planimeter measure mymodels:lenet --checkpoint lenet.pth --data mnist --rows 2000
     """

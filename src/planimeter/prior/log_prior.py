@@ -179,10 +179,10 @@ def binary_signs(labels: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
         return 2 * values - 1
     if set(classes) <= {-1.0, 1.0}:
         return values
-    shown = ", ".join(f"{c:g}" for c in classes[:5])
+    shown = ", ".join([f"{c:g}" for c in classes[:5]] + ["..."] * (len(classes) > 5))
     raise InputError(
-        f"labels contain {len(classes)} classes ({shown}{', ...' if len(classes) > 5 else ''}); the "
-        f"orthant prior is binary: pass labels 0/1 or -1/+1, e.g. (labels >= 5)"
+        f"labels contain {len(classes)} classes ({shown}); the orthant prior is "
+        f"binary: pass labels 0/1 or -1/+1, e.g. (labels >= 5)"
     )
 
 
@@ -207,10 +207,10 @@ def _distinct(covariance: Float[Tensor, "n n"]) -> tuple[Tensor, tuple[int, int]
     """Indices of distinct variables, and a pair that is the same variable with opposite signs."""
     scale = covariance.diagonal().sqrt()
     correlation = covariance / scale / scale[:, None]
-    opposite = (correlation < -1 + _SAME_VARIABLE).nonzero()
+    opposite = ((correlation + 1).abs() < _SAME_VARIABLE).nonzero()
     if len(opposite):
         return torch.arange(0), (int(opposite[0, 0]), int(opposite[0, 1]))
-    same = torch.tril(correlation > 1 - _SAME_VARIABLE, diagonal=-1)
+    same = torch.tril((correlation - 1).abs() < _SAME_VARIABLE, diagonal=-1)
     return (~same.any(dim=1)).nonzero().reshape(-1), None
 
 
@@ -227,8 +227,8 @@ def _check_rank(covariance: Float[Tensor, "n n"]) -> None:
     rank = int((spectrum > threshold * spectrum[-1]).sum())
     if float(spectrum[0]) < -1e-8 * float(spectrum[-1]):
         raise InputError(
-            f"kernel is not positive semi-definite: scaled to unit diagonal, its smallest eigenvalue "
-            f"is {float(spectrum[0]):.2e}"
+            f"kernel is not positive semi-definite: scaled to unit diagonal, its smallest "
+            f"eigenvalue is {float(spectrum[0]):.2e}"
         )
     raise InputError(
         f"kernel has rank {rank} for {n} distinct inputs, so the orthant may be empty: an "

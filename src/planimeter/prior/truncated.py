@@ -14,15 +14,19 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.special import log_ndtr, ndtri
+from torch.special import erfcx, log_ndtr, ndtr, ndtri
 
 # Below this h, Phi(h) u can underflow and the draw is made in the log domain instead.
 _FAR_TAIL = -30.0
+# Below this h, moments come from asymptotic series, here good to 1e-10.
+_CANCELLATION = -60.0
 
 
 def inverse_mills(h: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """phi(h) / Phi(h), without overflow for very negative h."""
-    return torch.exp(-0.5 * h.square() - 0.5 * math.log(2 * math.pi) - log_ndtr(h))
+    """phi(h) / Phi(h), without overflow for very negative h, where erfcx keeps every digit."""
+    negative = math.sqrt(2 / math.pi) / erfcx(h.clamp_max(0.0) * -math.sqrt(0.5))
+    positive = torch.exp(-0.5 * h.square()) / math.sqrt(2 * math.pi) / ndtr(h)
+    return torch.where(h < 0, negative, positive)
 
 
 def moments(
@@ -32,7 +36,12 @@ def moments(
     scale = variance.sqrt()
     h = mean / scale
     r = inverse_mills(h)
-    return log_ndtr(h), mean + scale * r, variance * (1 - r * (r + h))
+    # r + h and 1 - r (r + h) cancel in the far tail: there, their asymptotic series in 1/h.
+    far = h < _CANCELLATION
+    u = 1 / h.clamp_max(_CANCELLATION).square()
+    excess = torch.where(far, -h * u * (1 - 2 * u + 10 * u**2 - 74 * u**3), r + h)
+    shrinkage = torch.where(far, u * (1 - 6 * u + 50 * u**2 - 518 * u**3), 1 - r * (r + h))
+    return log_ndtr(h), scale * excess, variance * shrinkage
 
 
 def third_and_fourth_cumulants(

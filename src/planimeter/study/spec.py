@@ -192,7 +192,8 @@ def parse_study(text: str, origin: str) -> Study:
 
 def _explain(error: ValidationError, tree: yaml.Node | None, origin: str) -> str:
     """The first complaint in one sentence, with its key and line."""
-    first = error.errors()[0]
+    # A misspelt key is missing under its right name too; the misspelling is the better news.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     # Discriminated unions put the chosen tag into the location; it is no key of the file.
     path = [p for p in first["loc"] if p not in ("sgd", "adam", "entropy_sgd")]
     key = ".".join(str(p) for p in path) or "the study"

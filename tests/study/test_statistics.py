@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from planimeter.study.statistics import correlations
+
+
+@given(st.integers(4, 40), st.integers(0, 1000), st.booleans())
+def test_coefficients_are_scipys(n, seed, ties):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 5, n).astype(float) if ties else rng.normal(size=n)
+    y = x + rng.normal(size=n)
+    if np.ptp(x) == 0:
+        return
+    found = correlations(x, y, bootstrap=20)
+    assert found["pearson"].value == pytest.approx(stats.pearsonr(x, y).statistic)
+    assert found["spearman"].value == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert found["kendall"].value == pytest.approx(stats.kendalltau(x, y).statistic)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    rng, covered = np.random.default_rng(0), 0
+    for seed in range(200):
+        x, noise = rng.normal(size=(2, 50))
+        interval = correlations(x, 0.6 * x + 0.8 * noise, bootstrap=200, seed=seed)["pearson"]
+        covered += interval.low <= 0.6 <= interval.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_perfect_and_undefined_correlations():
+    x = np.arange(10.0)
+    assert correlations(x, -x)["kendall"].value == -1
+    assert np.isnan(correlations(x, np.ones(10))["pearson"].value)
+    assert np.isnan(correlations(x[:2], x[:2])["pearson"].value)

@@ -1,0 +1,57 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planimeter.estimate import Estimate, format_with_error
+
+numbers = st.floats(0.1, 100)
+errors = st.floats(0.001, 1)
+
+
+@given(numbers, errors, numbers, errors)
+def test_errors_add_in_quadrature(x, dx, y, dy):
+    total = Estimate(x, dx) + Estimate(y, dy)
+    assert total.value == x + y
+    assert total.stderr == pytest.approx(math.hypot(dx, dy))
+    assert (Estimate(x, dx) - Estimate(y, dy)).stderr == pytest.approx(math.hypot(dx, dy))
+
+
+@given(numbers, errors, numbers, errors)
+def test_relative_errors_add_for_products_and_quotients(x, dx, y, dy):
+    relative = math.hypot(dx / x, dy / y)
+    for result in (Estimate(x, dx) * Estimate(y, dy), Estimate(x, dx) / Estimate(y, dy)):
+        assert result.stderr == pytest.approx(relative * abs(result.value))
+
+
+@given(numbers, errors)
+def test_functions_follow_their_derivatives(x, dx):
+    assert Estimate(x, dx).log().stderr == pytest.approx(dx / x)
+    assert Estimate(x, dx).sqrt().stderr == pytest.approx(dx / (2 * math.sqrt(x)))
+    assert (3 - Estimate(x, dx)).stderr == pytest.approx(dx)
+    assert (2 / Estimate(x, dx)).value == pytest.approx(2 / x)
+
+
+def test_a_doubtful_operand_makes_the_result_doubtful():
+    assert not (Estimate(1.0, converged=False) + Estimate(2.0)).converged
+    assert "NOT CONVERGED" in str(Estimate(1.0, converged=False))
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "text"),
+    [
+        (93.71, 1.23, "93.7 ± 1.2"),
+        (-131.4462, 0.0231, "-131.446 ± 0.023"),
+        (1234.0, 150.0, "1230 ± 150"),
+        (3.2e-9, 4e-11, "(3.200 ± 0.040)e-09"),
+        (0.5, 0.0, "0.5"),
+    ],
+)
+def test_prints_to_the_precision_of_the_error(value, stderr, text):
+    assert format_with_error(value, stderr) == text
+
+
+def test_refuses_a_negative_error():
+    with pytest.raises(ValueError, match="negative"):
+        Estimate(1.0, -0.1)

@@ -1,0 +1,198 @@
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from planimeter.errors import InputError
+from planimeter.landscape import LossLandscape, evaluation_mode
+from planimeter.losses import binary_cross_entropy
+
+cross_entropy = nn.functional.cross_entropy
+
+
+def dense_hessian(model, loss, data):
+    """The Hessian by torch.autograd.functional, over all trainable parameters in order."""
+    named = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    theta = torch.cat([p.reshape(-1) for p in named.values()])
+
+    def function(flat):
+        pieces = flat.split([p.numel() for p in named.values()])
+        state = {n: v.reshape(p.shape) for (n, p), v in zip(named.items(), pieces, strict=True)}
+        return loss(torch.func.functional_call(model, state, (data[0],)), data[1])
+
+    return torch.autograd.functional.hessian(function, theta)
+
+
+def test_loss_gradient_and_hessian_agree_with_autograd(small_net, small_data, small_landscape):
+    loss = cross_entropy(small_net(small_data[0]), small_data[1])
+    grads = torch.autograd.grad(loss, list(small_net.parameters()))
+    assert small_landscape.loss() == pytest.approx(float(loss), rel=1e-14)
+    expected = torch.cat([g.reshape(-1) for g in grads])
+    torch.testing.assert_close(small_landscape.gradient(), expected)
+    expected = dense_hessian(small_net, cross_entropy, small_data)
+    torch.testing.assert_close(small_landscape.hessian().dense(), expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 20, 40, 41])
+def test_uneven_batches_weigh_by_their_size(small_net, small_data, small_landscape, batch_size):
+    split = LossLandscape(small_net, cross_entropy, small_data, batch_size=batch_size)
+    loader = DataLoader(TensorDataset(*small_data), batch_size=batch_size)
+    loaded = LossLandscape(small_net, cross_entropy, loader)
+    v = torch.ones(small_landscape.num_parameters)
+    for other in (split, loaded):
+        assert other.loss() == pytest.approx(small_landscape.loss(), rel=1e-13)
+        torch.testing.assert_close(other.gradient(), small_landscape.gradient())
+        torch.testing.assert_close(other.hessian() @ v, small_landscape.hessian() @ v)
+        torch.testing.assert_close(other.gauss_newton() @ v, small_landscape.gauss_newton() @ v)
+
+
+def test_trace_of_hessian_and_gauss_newton_agree_on_relu_nets(small_landscape):
+    hessian, ggn = small_landscape.hessian().dense(), small_landscape.gauss_newton().dense()
+    assert float(hessian.trace()) == pytest.approx(float(ggn.trace()), rel=1e-12)
+    assert not torch.allclose(hessian, ggn)
+    assert float(torch.linalg.eigvalsh(ggn)[0]) > -1e-14
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, nn.functional.mse_loss])
+def test_gauss_newton_is_the_hessian_of_a_linear_model(small_data, loss):
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3).double()
+    targets = small_data[1] if loss is cross_entropy else torch.randn(41, 3).double()
+    landscape = LossLandscape(model, loss, (small_data[0], targets))
+    torch.testing.assert_close(landscape.hessian().dense(), landscape.gauss_newton().dense())
+
+
+def test_gauss_newton_against_its_definition_for_a_binary_network(small_data):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    inputs, labels = small_data[0], (small_data[1] > 0).long()
+    jacobian = torch.stack(
+        [
+            torch.cat([g.reshape(-1) for g in torch.autograd.grad(h, list(model.parameters()))])
+            for h in (model(x)[0] for x in inputs)
+        ]
+    )
+    p = torch.sigmoid(model(inputs)).reshape(-1).detach()
+    expected = jacobian.T @ torch.diag(p * (1 - p) / len(p)) @ jacobian
+    landscape = LossLandscape(model, binary_cross_entropy, (inputs, labels))
+    torch.testing.assert_close(landscape.gauss_newton().dense(), expected)
+
+
+class Unusual(nn.Module):
+    """Tied weights, a frozen layer and a parameter that the loss does not use."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(5, 5)
+        self.again = nn.Linear(5, 5)
+        self.again.weight = self.first.weight
+        self.frozen = nn.Linear(5, 3)
+        self.frozen.requires_grad_(False)
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return self.frozen(torch.tanh(self.again(torch.tanh(self.first(x)))))
+
+
+def test_tied_frozen_and_unused_parameters(small_data):
+    torch.manual_seed(0)
+    model = Unusual().double()
+    landscape = LossLandscape(model, cross_entropy, small_data)
+    assert list(landscape.parameters) == ["unused", "first.weight", "first.bias", "again.bias"]
+    assert landscape.num_parameters == 2 + 25 + 5 + 5
+    assert torch.equal(landscape.gradient()[:2], torch.zeros(2, dtype=torch.float64))
+    expected = dense_hessian(model, cross_entropy, small_data)
+    torch.testing.assert_close(landscape.hessian().dense(), expected)
+    assert torch.equal(landscape.gauss_newton().dense()[:2], torch.zeros(2, 37).double())
+
+
+def test_a_loss_linear_in_its_parameters_has_no_curvature():
+    model = nn.Linear(3, 1).double()
+    landscape = LossLandscape(
+        model, lambda h, y: h.mean(), (torch.ones(4, 3).double(), torch.ones(4))
+    )
+    assert float(landscape.hessian().dense().abs().max()) == 0
+    assert float(landscape.gauss_newton().dense().abs().max()) == 0
+
+
+def test_batchnorm_runs_in_eval_mode_and_is_left_as_it_was(small_data):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3))
+    model = model.double().train()
+    model[1](torch.randn(20, 6).double())
+    model[2].eval()
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    flags = [m.training for m in model.modules()]
+    landscape = LossLandscape(model, cross_entropy, small_data)
+    landscape.hessian() @ landscape.theta
+    landscape.gradient()
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+    assert [m.training for m in model.modules()] == flags
+    with evaluation_mode(model):
+        expected = float(cross_entropy(model(small_data[0]), small_data[1]))
+    assert landscape.loss() == pytest.approx(expected, rel=1e-13)
+
+
+def test_modes_come_back_after_an_exception(small_net, small_data):
+    small_net.train()
+    landscape = LossLandscape(small_net, lambda h, y: h, small_data)
+    with pytest.raises(InputError, match="mean over the batch"):
+        landscape.loss()
+    assert all(m.training for m in small_net.modules())
+
+
+def test_a_landscape_does_not_change_when_its_model_is_trained(small_net, small_landscape):
+    before = small_landscape.loss()
+    with torch.no_grad():
+        for p in small_net.parameters():
+            p.add_(1.0)
+    assert small_landscape.loss() == before
+
+
+def test_other_points_give_the_loss_of_a_second_order_expansion(small_landscape):
+    theta = small_landscape.theta
+    step = 1e-4 * torch.randn(len(theta), dtype=torch.float64, generator=torch.Generator())
+    gained = small_landscape.at(theta + step).loss() - small_landscape.loss()
+    linear = float(small_landscape.gradient() @ step)
+    quadratic = 0.5 * float(step @ (small_landscape.hessian() @ step))
+    assert gained == pytest.approx(linear + quadratic, abs=1e-11)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-6, 1e6])
+def test_scaling_the_loss_scales_its_curvature(small_net, small_data, small_landscape, scale):
+    scaled = LossLandscape(small_net, lambda h, y: scale * cross_entropy(h, y), small_data)
+    torch.testing.assert_close(
+        scaled.hessian().dense() / scale, small_landscape.hessian().dense(), rtol=1e-10, atol=1e-14
+    )
+
+
+def test_float32_products_agree_with_float64(small_net, small_data, small_landscape):
+    exact = small_landscape.hessian().dense()
+    single = LossLandscape(small_net.float(), cross_entropy, small_data).hessian()
+    assert single.epsilon == torch.finfo(torch.float32).eps
+    torch.testing.assert_close(single.dense(), exact, rtol=1e-4, atol=1e-6)
+
+
+def test_nan_parameters_are_named(small_net, small_data):
+    with torch.no_grad():
+        small_net[2].weight[0, 0] = float("nan")
+    with pytest.raises(InputError, match=r"'2\.weight' has 1 of 18 values that are not finite"):
+        LossLandscape(small_net, cross_entropy, small_data)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (iter([(torch.ones(2, 5), torch.zeros(2).long())]), "iterated again"),
+        ((torch.ones(3, 5), torch.zeros(2).long()), "3 inputs and 2 targets"),
+        ((torch.full((2, 5), float("inf")), torch.zeros(2).long()), "inputs contain values"),
+    ],
+)
+def test_unusable_data_is_refused(small_net, data, message):
+    with pytest.raises(InputError, match=message):
+        LossLandscape(small_net, cross_entropy, data)
+
+
+def test_a_model_without_trainable_parameters_is_refused(small_net, small_data):
+    with pytest.raises(InputError, match="requires a gradient"):
+        LossLandscape(small_net.requires_grad_(False), cross_entropy, small_data)
