@@ -11,8 +11,10 @@ CORE_ALONE = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"pydantic", "dask", "distributed", "typer", "rich", "plotly", "yaml",
-                                  "matplotlib", "sklearn", "safetensors", "jinja2", "pooch"}:
+        if name.split(".")[0] in {
+            "pydantic", "dask", "distributed", "typer", "rich", "plotly", "yaml", "matplotlib",
+            "sklearn", "safetensors", "jinja2", "pooch",
+        }:
             raise ImportError(f"the core must not import {name}")
 sys.meta_path.insert(0, Refuse())
 import torch, planimeter

@@ -196,3 +196,27 @@ def test_unusable_data_is_refused(small_net, data, message):
 def test_a_model_without_trainable_parameters_is_refused(small_net, small_data):
     with pytest.raises(InputError, match="requires a gradient"):
         LossLandscape(small_net.requires_grad_(False), cross_entropy, small_data)
+
+
+def test_derivatives_do_not_vanish_inside_no_grad(small_landscape):
+    gradient, hessian = small_landscape.gradient(), small_landscape.hessian().dense()
+    ggn = small_landscape.gauss_newton().dense()
+    with torch.no_grad():
+        assert torch.equal(small_landscape.gradient(), gradient)
+        assert torch.equal(small_landscape.hessian().dense(), hessian)
+        assert torch.equal(small_landscape.gauss_newton().dense(), ggn)
+
+
+def test_a_loss_that_is_no_mean_over_rows_is_refused(small_net, small_data):
+    total = nn.CrossEntropyLoss(reduction="sum")
+    with pytest.raises(InputError, match="not a mean over rows"):
+        LossLandscape(small_net, total, small_data, batch_size=10)
+
+
+def test_empty_and_misshapen_loaders_are_refused(small_net):
+    with pytest.raises(InputError, match="no batches"):
+        LossLandscape(small_net, cross_entropy, [])
+    with pytest.raises(InputError, match="pair of tensors"):
+        LossLandscape(small_net, cross_entropy, [{"x": torch.ones(2, 5)}])
+    with pytest.raises(InputError, match="batch_size"):
+        LossLandscape(small_net, cross_entropy, (torch.ones(2, 5), torch.ones(2)), batch_size=0)

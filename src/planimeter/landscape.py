@@ -78,7 +78,10 @@ class LossLandscape:
         }
         first = next(iter(self.parameters.values()))
         self.device, self.dtype = first.device, first.dtype
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1 row, got {batch_size}")
         self.data = _checked_data(data)
+        self._check_mean()
         self.num_parameters = sum(p.numel() for p in self.parameters.values())
 
     # -- the function and its derivatives --------------------------------------------------
@@ -145,8 +148,10 @@ class LossLandscape:
             )
         else:
             pairs = self.data
-        for x, y in pairs:
-            yield self._placed(x), self._placed(y)
+        for batch in pairs:
+            if len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+                raise InputError("every batch must be a pair of tensors (inputs, targets)")
+            yield self._placed(batch[0]), self._placed(batch[1])
 
     def minibatches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """One epoch of shuffled batches; a loader keeps its own batches and order."""
@@ -163,6 +168,32 @@ class LossLandscape:
         one = BatchedLoss(self._forward, self.loss_function, lambda: iter([batch]), single=True)
         with evaluation_mode(self.model):
             return gradient(one, unflatten(theta, self.parameters))
+
+    def _check_mean(self) -> None:
+        """Refuse a loss that is no mean over rows, where batches could not be put together."""
+        if self._batched().single:
+            return
+        batch = next(self.batches(), None)
+        if batch is None:
+            raise InputError("the data has no batches")
+        inputs, targets = (part[:7] for part in batch)
+        rows, cut = len(targets), len(targets) // 3
+        if cut == 0:
+            return
+
+        def part_loss(part: slice) -> float:
+            outputs = self._forward(self.parameters, inputs[part])
+            return float(self.loss_function(outputs, targets[part]).mean())
+
+        with torch.no_grad(), evaluation_mode(self.model):
+            whole, left, right = (part_loss(p) for p in (slice(None), slice(cut), slice(cut, None)))
+        parts = (cut * left + (rows - cut) * right) / rows
+        if abs(whole - parts) > 1e-2 * max(abs(whole), abs(parts)):
+            raise InputError(
+                f"the loss is not a mean over rows: {whole:.6g} on {rows} rows, but {parts:.6g} "
+                f"from {cut} and {rows - cut} of them put together; use reduction='mean', targets "
+                f"of the shape of the outputs, no ignored rows, or a batch_size for all rows"
+            )
 
     # -- private ------------------------------------------------------------------------------
 

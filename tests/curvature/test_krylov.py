@@ -97,3 +97,29 @@ def test_the_same_seed_gives_the_same_bits(small_landscape):
 def test_k_out_of_range_is_refused(k):
     with pytest.raises(InputError, match=f"k = {k}"):
         top_eigenvalues(CurvatureOperator.from_dense(torch.eye(6)), k)
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "expected"),
+    [
+        ([5.0, 5.0, 5.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0], [5.0, 5.0, 5.0]),
+        ([2.0, 2.0, 2.0, -2.0, -2.0, -2.0], [2.0, 2.0, 2.0]),
+        ([-7.0] + [0.0] * 99, [0.0, 0.0, 0.0]),
+    ],
+)
+def test_multiplicities_are_right(spectrum, expected):
+    pairs = top_eigenvalues(operator_with(spectrum), 3)
+    torch.testing.assert_close(pairs.values, torch.tensor(expected).double(), rtol=1e-6, atol=1e-8)
+    gram = pairs.vectors.T @ pairs.vectors
+    torch.testing.assert_close(gram, torch.eye(3).double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_hessian_whose_eigenvalues_are_all_double(dtype):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(6, 2, bias=False).to(dtype)
+    data = (torch.randn(30, 6, dtype=dtype), torch.randn(30, 2, dtype=dtype))
+    hessian = LossLandscape(model, torch.nn.functional.mse_loss, data).hessian()
+    expected = torch.linalg.eigvalsh(hessian.dense()).flip(0)[:4]
+    pairs = top_eigenvalues(hessian, 4, tolerance=1e-6)
+    torch.testing.assert_close(pairs.values, expected, rtol=1e-5, atol=1e-6)

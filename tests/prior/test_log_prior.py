@@ -2,7 +2,8 @@ import math
 
 import pytest
 import torch
-from scipy.stats import multivariate_normal
+from scipy.integrate import quad
+from scipy.stats import multivariate_normal, norm
 
 from planimeter.errors import InputError
 from planimeter.prior import fully_connected_kernel, log_prior
@@ -185,3 +186,32 @@ def test_alarms_ring_where_the_approximations_fail():
 def test_the_same_seed_gives_the_same_bits(kernel, labels):
     assert log_prior(kernel, labels, seed=3) == log_prior(kernel, labels, seed=3)
     assert log_prior(kernel, labels, seed=3).value != log_prior(kernel, labels, seed=4).value
+
+
+def equicorrelated_value(rho, n):
+    """P = E Phi(t sqrt(rho / (1 - rho)))^n, by one-dimensional quadrature."""
+    root = math.sqrt(rho / (1 - rho))
+    integral = quad(lambda t: norm.pdf(t) * math.exp(n * norm.logcdf(root * t)), -12, 12, limit=500)
+    return math.log(integral[0])
+
+
+@pytest.mark.parametrize(("rho", "n"), [(0.99, 20), (0.9, 100), (0.99, 100)])
+def test_the_error_is_honest_where_the_posterior_is_far_from_gaussian(rho, n):
+    """With plain EP guidance the weights have no variance here, and errors were 6 times small."""
+    kernel = torch.full((n, n), rho, dtype=torch.float64)
+    kernel.diagonal().fill_(1.0)
+    exact = equicorrelated_value(rho, n)
+    found = [log_prior(kernel, torch.ones(n), seed=s, particles=400) for s in range(12)]
+    values = torch.tensor([f.value for f in found])
+    stated = torch.tensor([f.stderr for f in found]).median()
+    assert abs(float(values.mean()) - exact) < 4 * float(values.std()) / math.sqrt(12)
+    assert float(values.std()) < 2.0 * float(stated)
+
+
+def test_what_double_precision_cannot_resolve_is_refused_or_said():
+    x = torch.linspace(0, 1, 40, dtype=torch.float64)
+    kernel = torch.exp(-((x[:, None] - x) ** 2) / 0.02) + 1e-12 * torch.eye(40)
+    with pytest.raises(InputError, match="ill-conditioned"):
+        log_prior(kernel, torch.arange(40) % 2)
+    found = log_prior(kernel + 1e-11 * torch.eye(40), torch.arange(40) % 2)
+    assert any("digits of the value are lost" in a for a in found.alarms)

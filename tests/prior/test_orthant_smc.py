@@ -61,7 +61,7 @@ def test_the_mean_over_runs_is_unbiased():
 
 
 def test_the_standard_error_is_honest():
-    """95 % intervals (Student's t, 7 degrees of freedom) cover the truth about as often as they say.
+    """95 % intervals (Student's t, 7 degrees of freedom) cover about as often as they say.
 
     Weights are skewed to the right, so few particles lean low; that costs a little coverage.
     """

@@ -37,7 +37,11 @@ def test_every_built_in_study_is_valid():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("repetitions: 2", "repetitons: 2", "line 9: unknown key 'grid.repetitons'; did you mean 'repetitions'"),
+        (
+            "repetitions: 2",
+            "repetitons: 2",
+            "line 9: unknown key 'grid.repetitons'; did you mean 'repetitions'",
+        ),
         ("title: small\n", "", "key 'title' is missing"),
         ("train: 20", "trian: 20", "line 2: unknown key 'data.trian'; did you mean 'train'"),
         ("      lr: 0.1", "      learning_rate: 0.1", r"line 7: .*learning_rate|line 6: .*lr"),
@@ -46,10 +50,10 @@ def test_every_built_in_study_is_valid():
         ("trace: {}", "tracee: {}", "no measure 'tracee'.*did you mean 'trace'"),
         ("name: adam", "name: adan", "line 5: .*adan"),
         ("attack: [0, 5]", "attack: [0, 0]", "attack sizes must differ"),
-        ("attack: [0, 5]", "attack: [0, -5]", "line 8: grid.attack.1: .*greater than or equal to 0"),
+        ("attack: [0, 5]", "attack: [0, -5]", "line 8: grid.attack.1: .*greater than or"),
         ("title: small", "title: [small", "not valid YAML"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_named_with_their_line(old, new, message):
     with pytest.raises(InputError, match=message) as caught:
         parse_study(GOOD.replace(old, new), "bad.yaml")

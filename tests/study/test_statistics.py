@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from planimeter.errors import InputError
 from planimeter.study.statistics import correlations
 
 
@@ -34,3 +35,11 @@ def test_perfect_and_undefined_correlations():
     assert correlations(x, -x)["kendall"].value == -1
     assert np.isnan(correlations(x, np.ones(10))["pearson"].value)
     assert np.isnan(correlations(x[:2], x[:2])["pearson"].value)
+
+
+def test_constant_and_broken_samples():
+    assert np.isnan(correlations(np.full(7, 0.1), np.arange(7.0))["pearson"].value)
+    with pytest.raises(InputError, match="one length"):
+        correlations(np.arange(4.0), np.arange(5.0))
+    with pytest.raises(InputError, match="finite"):
+        correlations(np.array([1.0, np.nan, 2.0]), np.arange(3.0))

@@ -27,10 +27,12 @@ def test_a_trial_is_recorded_once(small_study, tmp_path):
 
 
 def test_two_writers_are_refused(small_study, tmp_path):
-    with Store(tmp_path).writing(small_study, "small"):
-        with pytest.raises(InputError, match="another run is writing"):
-            with Store(tmp_path).writing(small_study, "small"):
-                pass
+    with (
+        Store(tmp_path).writing(small_study, "small"),
+        pytest.raises(InputError, match="another run is writing"),
+        Store(tmp_path).writing(small_study, "small"),
+    ):
+        pass
     with Store(tmp_path).writing(small_study, "small"):
         pass
 
@@ -39,9 +41,11 @@ def test_a_folder_holds_one_study(small_study, tmp_path):
     with Store(tmp_path).writing(small_study, "small"):
         pass
     other = small_study.model_copy(update={"seed": 1})
-    with pytest.raises(InputError, match="holds another study"):
-        with Store(tmp_path).writing(other, "small"):
-            pass
+    with (
+        pytest.raises(InputError, match="holds another study"),
+        Store(tmp_path).writing(other, "small"),
+    ):
+        pass
 
 
 def test_an_empty_folder_says_so(tmp_path):

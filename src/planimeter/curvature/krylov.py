@@ -12,7 +12,7 @@ converged eigenvalues come back as ghost copies; with it they cannot.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -80,54 +80,107 @@ def top_eigenvalues(
     size = operator.size
     if not 1 <= k <= size:
         raise InputError(f"k = {k} eigenvalues asked of a matrix of size {size}")
-    limit = min(size, max_products or max(300, 10 * k))
-    tolerance = max(tolerance, 10 * operator.epsilon)
+    limit = max_products or max(300, 10 * k)
+    if limit < k:
+        raise InputError(f"max_products = {limit} cannot give {k} eigenvalues")
     generator = torch.Generator().manual_seed(seed)
-    basis = torch.empty((limit, size), dtype=torch.float64, device=operator.device)
-    basis[0] = _random_unit(size, generator).to(operator.device)
+    tolerance = max(tolerance, 10 * operator.epsilon)
+    found = _pass(operator, torch.empty(0, size).double(), k, tolerance, limit, generator)
+    products = found.products
+    # A Krylov space sees each eigenvalue once. Look for further copies, and for what an exhausted
+    # space left out, in the complement, until its top is no longer among the k largest.
+    while k > 1 and len(found.values) < size and products < limit:
+        missing = max(k - len(found.values), 1)
+        extra = _pass(
+            operator, found.vectors.T, missing, tolerance, limit - products, generator,
+            below=float(found.values[k - 1]) if len(found.values) >= k else None,
+        )  # fmt: skip
+        products += extra.products
+        # What A leaks from the complement into the locked space is at most the residuals there.
+        leak = found.residuals.norm()
+        extra = replace(extra, residuals=torch.hypot(extra.residuals, leak))
+        done = len(found.values) >= k and float(extra.values[0]) <= float(found.values[k - 1])
+        found = _merged(found, extra)
+        if done:
+            break
+    return Eigenpairs(
+        found.values[:k],
+        found.vectors[:, :k],
+        found.residuals[:k],
+        found.converged[:k],
+        products,
+    )
+
+
+def _pass(
+    operator: CurvatureOperator,
+    locked: Float[Tensor, "l P"],
+    k: int,
+    tolerance: float,
+    limit: int,
+    generator: torch.Generator,
+    below: float | None = None,
+) -> Eigenpairs:
+    """Lanczos in the complement of the locked vectors: k pairs, or as many as its Krylov space has.
+
+    With `below`, it ends as soon as the top of the complement is known to lie at or under it.
+    """
+    size, device = operator.size, operator.device
+    room = size - len(locked)
+    limit = min(room, limit)
+    locked = locked.to(device)
+    basis = torch.empty((limit, size), dtype=torch.float64, device=device)
+    start = _orthogonalised(_random_unit(size, generator).to(device), locked)
+    basis[0] = start / start.norm()
     alphas: list[float] = []
     betas: list[float] = []
-
     for m in range(1, limit + 1):
         w = operator @ basis[m - 1]
         alphas.append(float(w @ basis[m - 1]))
         norm = float(w.norm())
-        w = _orthogonalised(w, basis[:m])
+        w = _orthogonalised(w, locked, basis[:m])
         beta = float(w.norm())
-        # An invariant subspace is exhausted: the residuals are exactly zero, and the recurrence
-        # goes on from a fresh direction orthogonal to it.
-        exhausted = beta <= 1e-14 * max(norm, max(map(abs, alphas)))
+        exhausted = m == room or beta <= max(1e-14, operator.epsilon) * norm
         theta, s = _tridiagonal_eigh(alphas, betas)
         residuals = (0.0 if exhausted else beta) * s[-1].abs()
-        wanted = min(k, m)
         scale = float(theta.abs().max())
-        done = m >= k and bool((residuals[:wanted] <= tolerance * scale).all())
-        if done or m == limit:
+        enough = tolerance * scale
+        if exhausted or m == limit or (m >= k and bool((residuals[:k] <= enough).all())):
             break
-        if exhausted:
-            w = _orthogonalised(_random_unit(size, generator).to(operator.device), basis[:m])
-            beta = 0.0
+        if below is not None and m > 1 and residuals[0] <= 0.1 * (below - theta[0]):
+            break
         betas.append(beta)
-        basis[m] = w / w.norm()
-
-    if m == size:  # the whole space is spanned: the decomposition is complete
-        residuals = torch.zeros_like(residuals)
+        basis[m] = w / beta
+    kept = min(m, k) if not exhausted else m
     # The recurrence's residual shrinks without end; a product is no better than its rounding.
-    residuals = residuals.clamp_min(operator.epsilon * scale)
-    vectors = basis[:m].T @ s[:, :k].to(operator.device)
+    residuals = residuals[:kept].clamp_min(operator.epsilon * scale)
     return Eigenpairs(
-        values=theta[:k],
-        vectors=vectors,
-        residuals=residuals[:k],
-        converged=residuals[:k] <= tolerance * scale,
-        products=m,
+        theta[:kept],
+        basis[:m].T @ s[:, :kept].to(device),
+        residuals,
+        residuals <= max(enough, operator.epsilon * scale),
+        m,
     )
 
 
-def _orthogonalised(w: Tensor, basis: Float[Tensor, "m P"]) -> Tensor:
+def _merged(one: Eigenpairs, other: Eigenpairs) -> Eigenpairs:
+    """The pairs of both, in descending order of their values."""
+    values = torch.cat([one.values, other.values])
+    order = values.argsort(descending=True, stable=True)
+    return Eigenpairs(
+        values[order],
+        torch.cat([one.vectors, other.vectors], dim=1)[:, order.to(one.vectors.device)],
+        torch.cat([one.residuals, other.residuals])[order],
+        torch.cat([one.converged, other.converged])[order],
+        one.products + other.products,
+    )
+
+
+def _orthogonalised(w: Tensor, *bases: Float[Tensor, "m P"]) -> Tensor:
     """Twice is enough (Giraud et al. 2005): one pass leaves errors of the size of w."""
     for _ in range(2):
-        w = w - basis.T @ (basis @ w)
+        for basis in bases:
+            w = w - basis.T @ (basis @ w)
     return w
 
 

@@ -25,7 +25,8 @@ class KeskarSharpness:
     Arguments:
         value: sharpness, in percent, of the best point found: a lower bound of the maximum.
         residual: relative rise of the best loss gain over the last tenth of the epochs.
-        converged: whether `residual` is at most 0.01.
+        converged: whether `residual` is at most 0.01 and any rise was found (at a point where
+            every gradient vanishes exactly, ascent cannot start).
         loss: L(theta), at the centre of the box.
         max_loss: the largest full-batch loss found inside the box.
         curve: best sharpness so far, after each epoch.
@@ -79,7 +80,12 @@ def keskar_sharpness(
 
     Source: zhang2021, Definition 2.1 and Table 1.
     """
-    for name, number in (("zeta", zeta), ("learning_rate", learning_rate), ("epochs", epochs)):
+    for name, number in (
+        ("zeta", zeta),
+        ("learning_rate", learning_rate),
+        ("epochs", epochs),
+        ("batch_size", batch_size),
+    ):
         if not number > 0:
             raise InputError(f"{name} must be positive, got {number}")
     generator = torch.Generator().manual_seed(seed)
@@ -100,7 +106,7 @@ def keskar_sharpness(
     return KeskarSharpness(
         value=curve[-1],
         residual=residual,
-        converged=residual <= 0.01,
+        converged=curve[-1] > 0 and residual <= 0.01,
         loss=loss,
         max_loss=best,
         curve=tuple(curve),

@@ -70,12 +70,18 @@ def mean_loss(function: BatchedLoss, parameters: Parameters) -> float:
         for index, weight, batch in function.weighted():
             total += weight * float(function.batch_loss(parameters, batch, index))
             rows += weight
+    if not rows:
+        raise InputError("the data has no batches")
     return total / rows
 
 
 def gradient(function: BatchedLoss, parameters: Parameters) -> Float[Tensor, " P"]:
     """The gradient of L, flat; parameters that the loss does not use give zeros."""
-    leaves = _leaves(parameters)
+    with torch.enable_grad():  # also for a caller inside torch.no_grad()
+        return _gradient(function, _leaves(parameters))
+
+
+def _gradient(function: BatchedLoss, leaves: Parameters) -> Float[Tensor, " P"]:
     total, rows = torch.zeros((), dtype=torch.float64), 0.0
     for index, weight, batch in function.weighted():
         value = function.batch_loss(leaves, batch, index)
@@ -95,8 +101,9 @@ def hessian_product(
     leaves = _leaves(parameters)
 
     def gradient_graph(index: int, batch: Batch) -> list[Tensor]:
-        value = function.batch_loss(leaves, batch, index)
-        return _grads(value, leaves, create_graph=True)
+        with torch.enable_grad():
+            value = function.batch_loss(leaves, batch, index)
+            return _grads(value, leaves, create_graph=True)
 
     kept: list[tuple[float, list[Tensor]]] = []
 
@@ -162,7 +169,7 @@ def gauss_newton_product(
                 )
                 leaves = _leaves(frozen)
                 value = (outputs_of(leaves) * curved).sum()
-            total += weight * flatten(_grads(value, leaves))
+                total += weight * flatten(_grads(value, leaves))
             rows += weight
         return total / rows
 

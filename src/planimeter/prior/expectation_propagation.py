@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from planimeter.errors import InputError
 from planimeter.prior import truncated
 
 # Sites so weak that Sigma_ii = (1 - ...) / tau_i would cancel are kept at this precision (times
@@ -84,6 +85,8 @@ def expectation_propagation(
 
     for sweep in range(max_sweeps + 1):
         cavity_precision = 1 / variance - tau
+        if not bool((cavity_precision > 0).all()):
+            raise _lost_digits(int(cavity_precision.argmin()))
         cavity_variance = 1 / cavity_precision
         cavity_mean = cavity_variance * (mean / variance - nu)
         log_mass, tilted_mean, tilted_variance = truncated.moments(cavity_mean, cavity_variance)
@@ -98,6 +101,8 @@ def expectation_propagation(
             break
         if math.isfinite(last_move) and move > 0.9 * last_move:
             damping = max(0.5 * damping, 0.02)
+        elif move < 0.5 * last_move:
+            damping = min(1.25 * damping, 0.95)
         last_move = move
 
         # The tilted distribution's natural parameters less the cavity's.
@@ -110,6 +115,17 @@ def expectation_propagation(
     return EPSolution(
         log_z, tau, nu, log_c, mean, cavity_mean, cavity_variance, sweep, residual, converged
     )
+
+
+def tempered(kernel: Float[Tensor, "n n"], solution: EPSolution, power: float) -> EPSolution:
+    """The sites raised to a power below 1: a wider posterior, for guiding a sampler.
+
+    Site normalisers are set to 1, and `log_z` is the integral of the prior times those sites.
+    """
+    tau, nu = power * solution.tau, power * solution.nu
+    mean, _, half_log_det = _posterior_marginals(kernel, tau, nu)
+    log_z = 0.5 * float(nu @ mean) - half_log_det
+    return replace(solution, log_z=log_z, tau=tau, nu=nu, mean=mean, log_c=torch.zeros_like(tau))
 
 
 def posterior_covariance(
@@ -136,12 +152,22 @@ def _b_matrix(kernel: Float[Tensor, "n n"], root: Float[Tensor, " n"]) -> Float[
     return b
 
 
+def _lost_digits(index: int) -> InputError:
+    return InputError(
+        f"the kernel is too ill-conditioned for these labels (first noticed at input {index}, "
+        f"among the distinct ones): inputs that are almost the same have opposite labels, and "
+        f"double precision cannot resolve the difference; remove them, or pass noise > 0"
+    )
+
+
 def _posterior_marginals(
     kernel: Float[Tensor, "n n"], tau: Float[Tensor, " n"], nu: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], float]:
     """Mean, variances, and half the log-determinant of B."""
     root = tau.sqrt()
-    factor = torch.linalg.cholesky(_b_matrix(kernel, root))
+    factor, info = torch.linalg.cholesky_ex(_b_matrix(kernel, root))
+    if int(info):
+        raise _lost_digits(int(info) - 1)
     inverse = _lower_inverse(factor)
     variance = (1 - inverse.square().sum(0)) / tau
     pulled = kernel @ nu

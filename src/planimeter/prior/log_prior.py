@@ -21,14 +21,24 @@ from torch import Tensor
 from planimeter.errors import InputError
 from planimeter.estimate import format_with_error
 from planimeter.prior.cumulant_correction import cumulant_correction
-from planimeter.prior.expectation_propagation import expectation_propagation, posterior_covariance
+from planimeter.prior.expectation_propagation import (
+    expectation_propagation,
+    posterior_covariance,
+    tempered,
+)
 from planimeter.prior.orthant_smc import orthant_smc
 
 # Two outputs whose correlation is this close to +-1 are one random variable: what is left is the
 # rounding of the kernel itself.
 _SAME_VARIABLE = 1e-13
-# Above this ratio of the fourth to the third cumulant order, the corrected value over-corrects.
+# Above this ratio of the fourth to the third cumulant order, the corrected value over-corrects,
+# and the EP posterior has thinner tails than the truth: guided by it, weights have no variance.
+# Its sites to this power are wide enough (measured on equicorrelated and one-class problems).
 _SERIES_ALARM = 0.3
+_WIDER_GUIDE = 0.3
+# Sites this much more precise than the prior cost so many digits that 0.01 nats are in doubt
+# (measured on kernels of nearly equal inputs).
+_PRECISION_ALARM = 1e9
 
 
 @dataclass(frozen=True)
@@ -113,10 +123,12 @@ def log_prior(
 
     Source: zhang2021, Section 2 and Appendix D.
     """
-    if noise < 0:
-        raise InputError(f"noise is a variance and cannot be negative: {noise}")
-    if runs < 2:
-        raise InputError(f"{runs} run leaves no standard error: use at least 2")
+    if not 0 <= noise < math.inf:
+        raise InputError(f"noise is a finite variance and cannot be negative: {noise}")
+    if runs < 2 or particles < 2:
+        raise InputError(
+            f"{runs} runs of {particles} particles leave no standard error: use at least 2 of each"
+        )
     signs = binary_signs(labels)
     covariance = _checked_kernel(kernel, len(signs))
     covariance = covariance * signs * signs[:, None]
@@ -126,7 +138,8 @@ def log_prior(
         return LogProbability(
             -math.inf, 0.0, -math.inf, -math.inf, (), noise, 0, True, impossible=clash
         )
-    covariance = covariance[kept][:, kept]
+    # P(f) depends on correlations alone; unit variances keep every threshold meaningful.
+    covariance = _correlation(covariance[kept][:, kept])
     _check_rank(covariance)
 
     solution = expectation_propagation(
@@ -137,8 +150,12 @@ def log_prior(
     )
     posterior = posterior_covariance(covariance, solution.tau)
     correction, series_ratio = cumulant_correction(solution, posterior)
+    guide = solution
+    if series_ratio > _SERIES_ALARM:
+        guide = tempered(covariance, solution, _WIDER_GUIDE)
+        posterior = posterior_covariance(covariance, guide.tau)
     smc = orthant_smc(
-        solution,
+        guide,
         posterior,
         particles=particles,
         runs=runs,
@@ -150,6 +167,8 @@ def log_prior(
         alarms.append(f"EP stopped at {solution.sweeps} sweeps, residual {solution.residual:.1e}")
     if series_ratio > _SERIES_ALARM:
         alarms.append(f"the cumulant correction over-corrects (ratio {series_ratio:.2f})")
+    if float(solution.tau.max()) > _PRECISION_ALARM:
+        alarms.append("almost equal inputs have opposite labels: digits of the value are lost")
     if smc.stderr * math.sqrt(runs) > 0.5:
         alarms.append("runs differ by more than half a nat: use more particles")
     return LogProbability(
@@ -205,8 +224,7 @@ def _checked_kernel(kernel: Float[Tensor, "n n"], n: int) -> Float[Tensor, "n n"
 
 def _distinct(covariance: Float[Tensor, "n n"]) -> tuple[Tensor, tuple[int, int] | None]:
     """Indices of distinct variables, and a pair that is the same variable with opposite signs."""
-    scale = covariance.diagonal().sqrt()
-    correlation = covariance / scale / scale[:, None]
+    correlation = _correlation(covariance)
     opposite = ((correlation + 1).abs() < _SAME_VARIABLE).nonzero()
     if len(opposite):
         return torch.arange(0), (int(opposite[0, 0]), int(opposite[0, 1]))
@@ -214,11 +232,16 @@ def _distinct(covariance: Float[Tensor, "n n"]) -> tuple[Tensor, tuple[int, int]
     return (~same.any(dim=1)).nonzero().reshape(-1), None
 
 
-def _check_rank(covariance: Float[Tensor, "n n"]) -> None:
+def _correlation(covariance: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    scale = covariance.diagonal().rsqrt()
+    correlation = covariance * scale * scale[:, None]
+    correlation.diagonal().fill_(1.0)
+    return correlation
+
+
+def _check_rank(correlation: Float[Tensor, "n n"]) -> None:
     """Refuse a kernel that is singular although no two inputs are the same."""
-    n = covariance.shape[0]
-    scale = covariance.diagonal().sqrt()
-    correlation = covariance / scale / scale[:, None]
+    n = correlation.shape[0]
     factor, info = torch.linalg.cholesky_ex(correlation)
     threshold = 10 * n * torch.finfo(torch.float64).eps
     if int(info) == 0 and float(factor.diagonal().square().min()) > threshold:

@@ -18,8 +18,11 @@ from torch.special import erfcx, log_ndtr, ndtr, ndtri
 
 # Below this h, Phi(h) u can underflow and the draw is made in the log domain instead.
 _FAR_TAIL = -30.0
+_LARGEST_BELOW_ONE = 1 - 2**-53
 # Below this h, moments come from asymptotic series, here good to 1e-10.
 _CANCELLATION = -60.0
+# The same for third and fourth cumulants, which cancel sooner; good to 1e-6.
+_CUMULANT_CANCELLATION = -20.0
 
 
 def inverse_mills(h: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
@@ -55,13 +58,17 @@ def third_and_fourth_cumulants(
     bracket = (r + h) * (2 * r + h) - 1
     third = r * bracket
     fourth = slope * bracket + r * ((slope + 1) * (2 * r + h) + (r + h) * (2 * slope + 1))
+    far = h < _CUMULANT_CANCELLATION
+    v = 1 / h.clamp_max(_CUMULANT_CANCELLATION)
+    third = torch.where(far, v**3 * (-2 + 24 * v**2 - 300 * v**4 + 4144 * v**6), third)
+    fourth = torch.where(far, v**4 * (6 - 120 * v**2 + 2100 * v**4 - 37296 * v**6), fourth)
     return scale**3 * third, scale**4 * fourth
 
 
 def standard_draw(h: Float[Tensor, "*n"], log_u: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     r"""A standard normal x given x > -h, from log-uniforms: :math:`x = -\Phi^{-1}(u\, \Phi(h))`."""
     log_p = log_u + log_ndtr(h)
-    x = ndtri(log_p.exp())
+    x = ndtri(log_p.exp().clamp_max(_LARGEST_BELOW_ONE))
     far = h < _FAR_TAIL
     if bool(far.any()):
         x[far] = _inverse_log_ndtr(log_p[far])

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from planimeter.errors import InputError
+
 Vector = np.ndarray
 
 
@@ -46,6 +48,10 @@ def correlations(
     """
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     n = len(x)
+    if x.shape != y.shape or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise InputError(
+            f"correlations need two samples of one length, all finite: got {x.shape} and {y.shape}"
+        )
     if n < 3:
         nothing = Correlation(np.nan, np.nan, np.nan, n)
         return {"pearson": nothing, "spearman": nothing, "kendall": nothing}
@@ -83,10 +89,13 @@ def _kendall(x: Vector, y: Vector, rows: Vector) -> Vector:
 
 
 def _row_correlation(a: Vector, b: Vector) -> Vector:
+    # A constant row has no correlation; after subtracting its mean only rounding would be left.
+    constant = (np.ptp(a, axis=1) == 0) | (np.ptp(b, axis=1) == 0)
     a = a - a.mean(axis=1, keepdims=True)
     b = b - b.mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+        r = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    return np.where(constant, np.nan, r)
 
 
 _COEFFICIENTS = {"pearson": _pearson, "spearman": _spearman, "kendall": _kendall}
