@@ -1,0 +1,155 @@
+"""Every command as a user runs it: results, JSON, and one clear sentence for wrong input."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+
+from planimeter.cli import app, main
+from planimeter.models.fully_connected import fully_connected
+
+COMMANDS = [[], ["demo"], ["measure"], ["prior"], ["study"], ["data"]] + [
+    ["study", name] for name in ("list", "run", "status", "report")
+]
+
+
+@pytest.fixture
+def planimeter(monkeypatch, capsys):
+    """Runs the command; (exit code, standard output, standard error on one line)."""
+
+    def run(*arguments, cwd):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["planimeter", *arguments])
+        monkeypatch.setattr(sys, "path", [p for p in sys.path if "pytest-of" not in p])
+        sys.modules.pop("mynets", None)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        return ended.value.code or 0, told.out, " ".join(told.err.split())
+
+    return run
+
+
+@pytest.fixture
+def user(tmp_path):
+    """A user's folder with a module, a checkpoint, and a broken one."""
+    (tmp_path / "mynets.py").write_text(
+        "import torch\n"
+        "from planimeter.models.fully_connected import fully_connected\n"
+        "def fcn():\n    return fully_connected(64, [10], seed=3)\n"
+        "def wide():\n    return fully_connected(64, [12], seed=3)\n"
+        "def ten():\n    return fully_connected(64, [10], 10, seed=3)\n"
+        "def tanh():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2), "
+        "torch.nn.Tanh(), torch.nn.Linear(2, 1))\n"
+    )
+    state = fully_connected(64, [10], seed=3).state_dict()
+    torch.save(state, tmp_path / "good.pt")
+    state["1.weight"] = torch.full_like(state["1.weight"], float("nan"))
+    torch.save(state, tmp_path / "nan.pt")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command):
+    from typer.testing import CliRunner
+
+    shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    if command and command not in (["study"], ["data"]):
+        assert re.search(r"Example:\s+planimeter", shown.output)
+
+
+def test_measure(user, planimeter):
+    code, text, _ = planimeter(
+        "measure", "mynets:fcn", "--checkpoint", "good.pt", "--rows", "100", "--json", cwd=user
+    )
+    content = json.loads(text)
+    assert code == 0
+    assert content["parameters"] == 64 * 10 + 10 + 10 + 1
+    assert content["loss_function"] == "binary_cross_entropy"
+    assert content["measures"]["trace"]["stderr"] > 0
+    assert content["measures"]["top_eigenvalue"]["converged"]
+    code, text, _ = planimeter("measure", "mynets:ten", "--rows", "50", cwd=user)
+    assert code == 0
+    assert "cross_entropy" in text
+    assert re.search(r"trace of the Hessian\s+\d.* ± ", text)
+
+
+def test_prior(user, planimeter):
+    arguments = ["prior", "mynets:fcn", "--train", "40", "--test", "20", "--seed", "2"]
+    code, text, _ = planimeter(*arguments, "--json", cwd=user)
+    content = json.loads(text)
+    assert code == 0
+    assert content["log_prior"]["value"] < 0
+    assert content["log_prior"]["stderr"] > 0
+    assert content["log_prior"]["noise"] == 0
+    _, again, _ = planimeter(*arguments, "--json", cwd=user)
+    assert json.loads(again)["log_prior"] == content["log_prior"]
+    code, text, _ = planimeter(*arguments, "--noise", "1", cwd=user)
+    assert code == 0
+    assert "noise 1" in text
+
+
+def test_lists(user, planimeter, monkeypatch):
+    monkeypatch.setenv("PLANIMETER_DATA", str(user))
+    _, text, _ = planimeter("data", "list", "--json", cwd=user)
+    ready = {entry["name"]: entry["ready"] for entry in json.loads(text)["data"]}
+    assert ready == {"digits": True, "mnist": False}
+    _, text, _ = planimeter("study", "list", "--json", cwd=user)
+    assert {"demo", "zhang2021/fig3-mnist"} <= {entry["id"] for entry in json.loads(text)}
+
+
+@pytest.mark.slow
+def test_a_study_from_start_to_report(small_study_file, planimeter):
+    folder = small_study_file.parent
+    code, text, told = planimeter(
+        "study", "run", "small.yaml", "--out", "run", "--json", cwd=folder
+    )
+    assert code == 0, told
+    assert "12 trials run" in told
+    assert len(json.loads(text)["correlations"]) == 6
+    assert (folder / "run" / "report.html").is_file()
+    _, text, _ = planimeter("study", "status", "run", "--json", cwd=folder)
+    assert json.loads(text)["done"] == 12
+    code, text, _ = planimeter("study", "report", "run", cwd=folder)
+    assert code == 0
+    assert "Pearson r" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["measure", "mynets:wide", "--checkpoint", "good.pt"],
+         "tensor '1.weight' has shape (10, 64), the model needs (12, 64)"),
+        (["measure", "mynets:fcn", "--checkpoint", "nan.pt"],
+         "parameter '1.weight' has 640 of 640 values that are not finite"),
+        (["measure", "mynets:fcn", "--data", "mnist"], "mnist/train-images-idx3-ubyte.gz"),
+        (["measure", "mynets:fcn", "--measures", "tracee"], "no measure 'tracee'"),
+        (["measure", "mynets"], "not of the form module:callable"),
+        (["measure", "mynets:fcn", "--loss", "hinge"], "no loss 'hinge'"),
+        (["prior", "mynets:tanh"], "'2' is Tanh"),
+        (["prior", "mynets:ten"], "the orthant prior is binary"),
+        (["prior", "mynets:fcn", "--positive", "5,x"], "not a list of class numbers"),
+        (["prior", "mynets:fcn", "--train", "5000"], "too few rows for 5000 training"),
+        (["study", "run", "nothing.yaml"], "no study file at nothing.yaml"),
+        (["study", "run", "demos"], "did you mean 'demo'"),
+        (["study", "run", "bad.yaml"], "line 2: unknown key 'data.trian'; did you mean 'train'"),
+        (["study", "status", "."], "no results in"),
+        (["data", "fetch", "mnits"], "no data set 'mnits'"),
+    ],
+)  # fmt: skip
+def test_wrong_input_is_one_sentence_and_exit_code_2(
+    user, planimeter, monkeypatch, arguments, sentence
+):
+    monkeypatch.setenv("PLANIMETER_DATA", str(user))
+    (user / "bad.yaml").write_text(
+        "title: bad\ndata: {name: digits, trian: 20, test: 20}\n"
+        "grid: {optimisers: [{name: adam}], attack: [0], repetitions: 1}\n"
+    )
+    code, text, told = planimeter(*arguments, cwd=user)
+    assert code == 2
+    assert sentence in told
+    assert text == ""

@@ -1,0 +1,110 @@
+import re
+import shutil
+import struct
+import subprocess
+
+import numpy as np
+import pytest
+
+from planimeter.errors import InputError
+from planimeter.report import build_report
+from planimeter.report.table import correlation_rows
+from planimeter.study import Store, trials_of
+from planimeter.study.statistics import correlations
+
+
+def result(trial, *, converged=True, prior_converged=True):
+    """A plausible result: log P(f) falls with the attack set, sharpness is noise."""
+    rng = np.random.default_rng([trial.attack, trial.repetition])
+    error = 0.1 + 0.01 * trial.attack + 0.01 * rng.random()
+    prior = {
+        "value": -100 - 300 * error, "stderr": 0.02, "noise": 0.0, "alarms": [],
+        "converged": prior_converged,
+    }  # fmt: skip
+    estimate = {"value": 1 + rng.random(), "stderr": 0.1, "converged": True}
+    return {
+        "fit": {"converged": converged, "epochs": 12, "attack_errors": 0, "reason": ""},
+        "test_error": error,
+        "train_loss": 0.05,
+        "theta_norm": 12.0,
+        "measures": {"trace": estimate, "keskar_sharpness": estimate},
+        "log_prior": [prior],
+    }
+
+
+@pytest.fixture
+def store(small_study, tmp_path):
+    store = Store(tmp_path)
+    with store.writing(small_study, "small"):
+        for trial in trials_of(small_study):
+            store.add(trial, result(trial))
+    return store
+
+
+def test_the_table_is_computed_from_the_records(store, small_study):
+    rows = correlation_rows(small_study, store.records())
+    assert [(r.optimiser, r.quantity.name) for r in rows] == [
+        (o, q) for o in ("adam", "sgd") for q in ("log_prior", "trace", "keskar_sharpness")
+    ]
+    own = [r.result for r in store.records() if r.trial.optimiser["name"] == "sgd"]
+    expected = correlations(
+        np.array([r["log_prior"][0]["value"] for r in own]),
+        np.array([r["test_error"] for r in own]),
+        bootstrap=100,
+    )["pearson"]
+    assert rows[3].pearson == expected
+    assert rows[3].pearson.value == pytest.approx(-1)
+
+
+def test_the_report_is_one_self_contained_file(store):
+    built = build_report(store)
+    page = built.html.read_text()
+    # Only scripts, style sheets and images that are fetched would break it offline.
+    assert not re.search(r"<(script|img)[^>]*\ssrc=|<link[^>]*href=", page)
+    assert "Plotly.newPlot" in page
+    assert "-1.000" in page
+    assert "adam |A|=10 #0" in page
+    assert built.warnings == []
+    header = built.png.read_bytes()[:24]
+    assert header[:8] == b"\x89PNG\r\n\x1a\n"
+    assert min(struct.unpack(">II", header[16:24])) > 500
+
+
+def test_what_cannot_be_trusted_is_said(small_study, tmp_path):
+    store, trials = Store(tmp_path), trials_of(small_study)
+    with store.writing(small_study, "small"):
+        for trial in trials[:8]:
+            store.add(trial, result(trial, prior_converged=trial is not trials[1]))
+        store.add(trials[8], result(trials[8], converged=False))
+    built = build_report(store)
+    text = " ".join(built.warnings)
+    assert "3 of 12 trials are not done" in text
+    assert f"1 trials did not reach zero error on S and are left out of figures and correlations: {trials[8].label}" in text  # fmt: skip # noqa: E501
+    assert "1 trials: EP did not converge" in text
+    assert sum(row.pearson.n for row in built.rows) == 3 * 8
+
+
+def test_nothing_to_show_is_an_error(small_study, tmp_path):
+    store = Store(tmp_path)
+    with store.writing(small_study, "small"):
+        trial = trials_of(small_study)[0]
+        store.add(trial, result(trial, converged=False))
+    with pytest.raises(InputError, match="reached zero error"):
+        build_report(store)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_a_browser_draws_every_point(store, tmp_path):
+    built = build_report(store)
+    page = subprocess.run(
+        [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+            "--no-first-run", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=10000", "--dump-dom", built.html.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+    # 12 trials in each of 3 rows of panels, as SVG paths with the class `point`.
+    assert len(re.findall(r'<path class="point"', page)) == 36
