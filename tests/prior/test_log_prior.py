@@ -177,8 +177,8 @@ def test_alarms_ring_where_the_approximations_fail():
     kernel.diagonal().fill_(1.0)
     found = log_prior(kernel, torch.ones(200), max_sweeps=3)
     assert not found.converged
-    assert any("EP stopped at 3 sweeps" in a for a in found.alarms)
-    assert "NOT CONVERGED" in str(found)
+    assert found.residual > 1e-3
+    assert "EP NOT CONVERGED in 3 sweeps, residual" in str(found)
     finished = log_prior(kernel, torch.ones(200))
     assert any("over-corrects" in a for a in finished.alarms)
 

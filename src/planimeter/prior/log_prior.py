@@ -53,6 +53,8 @@ class LogProbability:
         runs: the value of each independent run.
         noise: variance added to the kernel's diagonal; 0 is Heaviside, 1 the probit link.
         sweeps: of EP.
+        residual: of EP: largest mismatch of a tilted and a posterior mean, in posterior standard
+            deviations.
         converged: whether EP met its tolerance (the value is unbiased even when not).
         alarms: what a reader should know before believing the numbers; usually empty.
         impossible: two inputs that are the same but labelled oppositely, when P(f) = 0.
@@ -65,6 +67,7 @@ class LogProbability:
     runs: tuple[float, ...]
     noise: float
     sweeps: int
+    residual: float
     converged: bool
     alarms: tuple[str, ...] = ()
     impossible: tuple[int, int] | None = None
@@ -79,7 +82,8 @@ class LogProbability:
             i, j = self.impossible
             return f"-inf (inputs {i} and {j} are the same but labelled differently)"
         text = format_with_error(self.value, self.stderr)
-        state = "" if self.converged else ", EP NOT CONVERGED"
+        stopped = f", EP NOT CONVERGED in {self.sweeps} sweeps, residual {self.residual:.1e}"
+        state = "" if self.converged else stopped
         notes = "".join(f"; {alarm}" for alarm in self.alarms)
         return f"{text} (EP {self.ep:.3f}, noise {self.noise:g}{state}{notes})"
 
@@ -136,7 +140,16 @@ def log_prior(
     kept, clash = _distinct(covariance)
     if clash is not None:
         return LogProbability(
-            -math.inf, 0.0, -math.inf, -math.inf, (), noise, 0, True, impossible=clash
+            value=-math.inf,
+            stderr=0.0,
+            ep=-math.inf,
+            corrected=-math.inf,
+            runs=(),
+            noise=noise,
+            sweeps=0,
+            residual=0.0,
+            converged=True,
+            impossible=clash,
         )
     # P(f) depends on correlations alone; unit variances keep every threshold meaningful.
     covariance = _correlation(covariance[kept][:, kept])
@@ -163,8 +176,6 @@ def log_prior(
         progress=lambda done: progress("SMC", done, len(kept)),
     )
     alarms = []
-    if not solution.converged:
-        alarms.append(f"EP stopped at {solution.sweeps} sweeps, residual {solution.residual:.1e}")
     if series_ratio > _SERIES_ALARM:
         alarms.append(f"the cumulant correction over-corrects (ratio {series_ratio:.2f})")
     if float(solution.tau.max()) > _PRECISION_ALARM:
@@ -179,6 +190,7 @@ def log_prior(
         runs=smc.runs,
         noise=noise,
         sweeps=solution.sweeps,
+        residual=solution.residual,
         converged=solution.converged,
         alarms=tuple(alarms),
     )

@@ -80,8 +80,8 @@ def _warnings(total: int, records: list[Record]) -> list[str]:
     stuck = [r.trial.label for r in records if not r.result["fit"]["converged"]]
     if stuck:
         found.append(
-            f"{len(stuck)} trials did not reach zero error on S and are left out of figures and "
-            f"correlations: {', '.join(stuck)}."
+            f"{len(stuck)} of {len(records)} trials did not reach zero error on S and are left out "
+            f"of figures and correlations: {', '.join(stuck)}."
         )
     doubts: Counter[str] = Counter()
     for record in records:
@@ -91,7 +91,9 @@ def _warnings(total: int, records: list[Record]) -> list[str]:
             doubts["EP did not converge (log P(f) stays unbiased)"] += not prior["converged"]
             for alarm in prior["alarms"]:
                 doubts[f"log P(f): {alarm}"] += 1
-    found += [f"{count} trials: {what}." for what, count in doubts.items() if count]
+    found += [
+        f"{count} of {len(records)} trials: {what}." for what, count in doubts.items() if count
+    ]
     return found
 
 
