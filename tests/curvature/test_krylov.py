@@ -123,3 +123,10 @@ def test_a_hessian_whose_eigenvalues_are_all_double(dtype):
     expected = torch.linalg.eigvalsh(hessian.dense()).flip(0)[:4]
     pairs = top_eigenvalues(hessian, 4, tolerance=1e-6)
     torch.testing.assert_close(pairs.values, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rounding_noise_is_not_searched_for_eigenvalues():
+    pairs = top_eigenvalues(operator_with([5.0] + [0.0] * 99), 3)
+    assert bool(pairs.converged.all())
+    assert pairs.products < 20
+    torch.testing.assert_close(pairs.values, torch.tensor([5.0, 0, 0]).double(), rtol=0, atol=1e-8)

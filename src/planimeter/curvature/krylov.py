@@ -85,14 +85,15 @@ def top_eigenvalues(
         raise InputError(f"max_products = {limit} cannot give {k} eigenvalues")
     generator = torch.Generator().manual_seed(seed)
     tolerance = max(tolerance, 10 * operator.epsilon)
-    found = _pass(operator, torch.empty(0, size).double(), k, tolerance, limit, generator)
+    nothing = torch.empty(0, size, dtype=torch.float64, device=operator.device)
+    found, scale = _pass(operator, nothing, k, tolerance, limit, generator)
     products = found.products
     # A Krylov space sees each eigenvalue once. Look for further copies, and for what an exhausted
     # space left out, in the complement, until its top is no longer among the k largest.
     while k > 1 and len(found.values) < size and products < limit:
         missing = max(k - len(found.values), 1)
-        extra = _pass(
-            operator, found.vectors.T, missing, tolerance, limit - products, generator,
+        extra, scale = _pass(
+            operator, found.vectors.T, missing, tolerance, limit - products, generator, scale,
             below=float(found.values[k - 1]) if len(found.values) >= k else None,
         )  # fmt: skip
         products += extra.products
@@ -119,16 +120,17 @@ def _pass(
     tolerance: float,
     limit: int,
     generator: torch.Generator,
+    scale: float = 0.0,
     below: float | None = None,
-) -> Eigenpairs:
+) -> tuple[Eigenpairs, float]:
     """Lanczos in the complement of the locked vectors: k pairs, or as many as its Krylov space has.
 
-    With `below`, it ends as soon as the top of the complement is known to lie at or under it.
+    `scale` is the largest |Ritz value| of earlier passes, to which tolerances relate; it comes back
+    updated. With `below`, the pass ends once the top of the complement is seen to lie under it.
     """
     size, device = operator.size, operator.device
     room = size - len(locked)
     limit = min(room, limit)
-    locked = locked.to(device)
     basis = torch.empty((limit, size), dtype=torch.float64, device=device)
     start = _orthogonalised(_random_unit(size, generator).to(device), locked)
     basis[0] = start / start.norm()
@@ -137,13 +139,13 @@ def _pass(
     for m in range(1, limit + 1):
         w = operator @ basis[m - 1]
         alphas.append(float(w @ basis[m - 1]))
-        norm = float(w.norm())
+        norm = max(float(w.norm()), scale)
         w = _orthogonalised(w, locked, basis[:m])
         beta = float(w.norm())
         exhausted = m == room or beta <= max(1e-14, operator.epsilon) * norm
         theta, s = _tridiagonal_eigh(alphas, betas)
         residuals = (0.0 if exhausted else beta) * s[-1].abs()
-        scale = float(theta.abs().max())
+        scale = max(scale, float(theta.abs().max()))
         enough = tolerance * scale
         if exhausted or m == limit or (m >= k and bool((residuals[:k] <= enough).all())):
             break
@@ -154,13 +156,8 @@ def _pass(
     kept = min(m, k) if not exhausted else m
     # The recurrence's residual shrinks without end; a product is no better than its rounding.
     residuals = residuals[:kept].clamp_min(operator.epsilon * scale)
-    return Eigenpairs(
-        theta[:kept],
-        basis[:m].T @ s[:, :kept].to(device),
-        residuals,
-        residuals <= max(enough, operator.epsilon * scale),
-        m,
-    )
+    vectors = basis[:m].T @ s[:, :kept].to(device)
+    return Eigenpairs(theta[:kept], vectors, residuals, residuals <= enough, m), scale
 
 
 def _merged(one: Eigenpairs, other: Eigenpairs) -> Eigenpairs:
