@@ -48,6 +48,8 @@ def test_every_built_in_study_is_valid():
         ("lr: 0.1", "lr: -1", r"line 7: grid.optimisers.1.lr: .*greater than 0 \(got -1\)"),
         ("name: digits", "name: digit", "line 2: data: no data set 'digit'.*did you mean 'digits'"),
         ("trace: {}", "tracee: {}", "no measure 'tracee'.*did you mean 'trace'"),
+        ("trace: {}", "trace: {prbes: 3}", "no setting of trace 'prbes'.*did you mean 'probes'"),
+        ("trace: {}", "trace: {probes: many}", "trace.probes must be a number, got 'many'"),
         ("name: adam", "name: adan", "line 5: .*adan"),
         ("attack: [0, 5]", "attack: [0, 0]", "attack sizes must differ"),
         ("attack: [0, 5]", "attack: [0, -5]", "line 8: grid.attack.1: .*greater than or"),

@@ -68,7 +68,9 @@ def measure(
             landscape,
             names.split(",") if names else None,
             seed=seed,
-            progress=lambda name: bar.update(task, description=name),
+            progress=lambda name, done, total: bar.update(
+                task, description=name, completed=done, total=total
+            ),
         )
     seconds = time.monotonic() - started
     if as_json:

@@ -12,6 +12,7 @@ converged eigenvalues come back as ghost copies; with it they cannot.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,6 +59,7 @@ def top_eigenvalues(
     tolerance: float = 1e-4,
     max_products: int | None = None,
     seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Eigenpairs:
     r"""The k algebraically largest eigenvalues of a symmetric operator.
 
@@ -70,6 +72,7 @@ def top_eigenvalues(
         tolerance: relative residual; raised to the rounding noise of the model's dtype when below.
         max_products: gives up here, with `converged` False where it is; default max(300, 10 k).
         seed: of the start vector.
+        progress: called after each product with the products done and the most there can be.
 
     Raises:
         InputError: k is not between 1 and P.
@@ -86,30 +89,37 @@ def top_eigenvalues(
     generator = torch.Generator().manual_seed(seed)
     tolerance = max(tolerance, 10 * operator.epsilon)
     nothing = torch.empty(0, size, dtype=torch.float64, device=operator.device)
-    found, scale = _pass(operator, nothing, k, tolerance, limit, generator)
-    products = found.products
+    done = 0
+
+    def counted(v: Tensor) -> Tensor:
+        nonlocal done
+        done += 1
+        progress(done, limit)
+        return operator.product(v)
+
+    watched = replace(operator, product=counted)
+    found, scale = _pass(watched, nothing, k, tolerance, limit, generator)
     # A Krylov space sees each eigenvalue once. Look for further copies, and for what an exhausted
     # space left out, in the complement, until its top is no longer among the k largest.
-    while k > 1 and len(found.values) < size and products < limit:
+    while k > 1 and len(found.values) < size and done < limit:
         missing = max(k - len(found.values), 1)
         extra, scale = _pass(
-            operator, found.vectors.T, missing, tolerance, limit - products, generator, scale,
+            watched, found.vectors.T, missing, tolerance, limit - done, generator, scale,
             below=float(found.values[k - 1]) if len(found.values) >= k else None,
         )  # fmt: skip
-        products += extra.products
         # What A leaks from the complement into the locked space is at most the residuals there.
         leak = found.residuals.norm()
         extra = replace(extra, residuals=torch.hypot(extra.residuals, leak))
-        done = len(found.values) >= k and float(extra.values[0]) <= float(found.values[k - 1])
+        last = len(found.values) >= k and float(extra.values[0]) <= float(found.values[k - 1])
         found = _merged(found, extra)
-        if done:
+        if last:
             break
     return Eigenpairs(
         found.values[:k],
         found.vectors[:, :k],
         found.residuals[:k],
         found.converged[:k],
-        products,
+        done,
     )
 
 

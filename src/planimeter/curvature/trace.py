@@ -19,30 +19,50 @@ from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.operators import CurvatureOperator
 
+Progress = Callable[[int, int], None]
 
-def trace(operator: CurvatureOperator, *, probes: int = 100, seed: int = 0) -> Estimate:
+
+def trace(
+    operator: CurvatureOperator,
+    *,
+    probes: int = 100,
+    seed: int = 0,
+    progress: Progress = lambda done, total: None,
+) -> Estimate:
     r"""The trace, :math:`\frac1s \sum_j v_j^T A v_j`.
 
     Arguments:
         operator: size P.
         probes: s, at least 2; one product each.
         seed: of the probes.
+        progress: called after each product with the products done and their number.
 
     Raises:
         InputError: fewer than 2 probes, which leave no standard error.
 
     Source: Hutchinson 1990.
     """
-    return _probed(operator, lambda v, product: float(v @ product), probes, seed, "trace")
+    return _probed(operator, lambda v, product: float(v @ product), probes, seed, "trace", progress)
 
 
-def frobenius_norm(operator: CurvatureOperator, *, probes: int = 100, seed: int = 0) -> Estimate:
+def frobenius_norm(
+    operator: CurvatureOperator,
+    *,
+    probes: int = 100,
+    seed: int = 0,
+    progress: Progress = lambda done, total: None,
+) -> Estimate:
     r"""The Frobenius norm, :math:`\sqrt{\frac1s \sum_j \|A v_j\|^2}`.
 
     Arguments, errors and source as for `trace`; the error of the root is to first order.
     """
     return _probed(
-        operator, lambda v, product: float(product @ product), probes, seed, "squared norm"
+        operator,
+        lambda v, product: float(product @ product),
+        probes,
+        seed,
+        "squared norm",
+        progress,
     ).sqrt()
 
 
@@ -52,19 +72,25 @@ def _probed(
     probes: int,
     seed: int,
     what: str,
+    progress: Progress,
 ) -> Estimate:
     if probes < 2:
         raise InputError(f"{probes} probes leave no standard error: use at least 2")
     size = operator.size
     if probes >= size:
         identity = torch.eye(size, dtype=torch.float64, device=operator.device)
-        value = math.fsum(statistic(e, operator @ e) for e in identity)
+        terms = []
+        for j, e in enumerate(identity, start=1):
+            terms.append(statistic(e, operator @ e))
+            progress(j, size)
+        value = math.fsum(terms)
         return Estimate(value, 0.0, f"exact {what}, coordinate vectors", size)
     generator = torch.Generator().manual_seed(seed)
     samples = torch.empty(probes, dtype=torch.float64)
     for j in range(probes):
         v = _rademacher(size, generator).to(operator.device)
         samples[j] = statistic(v, operator @ v)
+        progress(j + 1, probes)
     stderr = float(samples.std() / math.sqrt(probes))
     return Estimate(float(samples.mean()), stderr, f"Hutchinson {what}, {probes} probes", probes)
 

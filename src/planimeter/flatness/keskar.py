@@ -8,6 +8,7 @@ r"""Keskar sharpness: how far the loss can rise in a small box around the minimu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,6 +64,7 @@ def keskar_sharpness(
     batch_size: int = 32,
     epochs: int = 100,
     seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> KeskarSharpness:
     r"""Keskar sharpness by stochastic gradient ascent, projected to the box after every step.
 
@@ -74,6 +76,7 @@ def keskar_sharpness(
         zeta: relative half-width of the box.
         learning_rate, batch_size, epochs: of the ascent; defaults are zhang2021's for FCN/MNIST.
         seed: of the shuffling.
+        progress: called after each epoch with the epochs done and their number.
 
     Raises:
         InputError: `zeta` or `learning_rate` is not positive, or `epochs` is less than 1.
@@ -95,12 +98,13 @@ def keskar_sharpness(
     loss = best = landscape.loss()
     theta = centre.clone()
     curve = []
-    for _ in range(epochs):
+    for epoch in range(epochs):
         for batch in landscape.minibatches(batch_size, generator):
             step = learning_rate * landscape.batch_gradient(theta, batch)
             theta = torch.clamp(theta + step, low, high)
         best = max(best, landscape.at(theta).loss())
         curve.append(100 * (best - loss) / (1 + loss))
+        progress(epoch + 1, epochs)
     before = curve[-1 - max(1, epochs // 10)] if epochs > 1 else 0.0
     residual = (curve[-1] - before) / curve[-1] if curve[-1] > 0 else 0.0
     return KeskarSharpness(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from planimeter.curvature import frobenius_norm, top_eigenvalues, trace
@@ -25,7 +27,8 @@ class Measure:
         reference: where it comes from.
         orientation: "sharpness" (larger is sharper) or "flatness".
         invariant_to: claimed invariances: "layer", "neuron"; empty for none.
-        compute: landscape and keyword settings to an `Estimate`.
+        compute: landscape and keyword settings (`seed` and `progress` among them) to an `Estimate`.
+        function: what `compute` calls, whose documentation explains the settings.
     """
 
     name: str
@@ -36,6 +39,13 @@ class Measure:
     orientation: str
     invariant_to: frozenset[str]
     compute: Callable[..., Estimate]
+    function: Callable[..., Any]
+
+    @property
+    def settings(self) -> list[str]:
+        """Names of the settings that `compute` takes, the keywords of `function`."""
+        keywords = inspect.signature(self.function).parameters.values()
+        return [p.name for p in keywords if p.kind is p.KEYWORD_ONLY and p.name != "progress"]
 
 
 def _top_eigenvalue(landscape: LossLandscape, **settings: Any) -> Estimate:
@@ -73,6 +83,7 @@ MEASURES: dict[str, Measure] = {
             "sharpness",
             frozenset(),
             _top_eigenvalue,
+            top_eigenvalues,
         ),
         Measure(
             "trace",
@@ -83,6 +94,7 @@ MEASURES: dict[str, Measure] = {
             "sharpness",
             frozenset(),
             _trace,
+            trace,
         ),
         Measure(
             "frobenius_norm",
@@ -93,6 +105,7 @@ MEASURES: dict[str, Measure] = {
             "sharpness",
             frozenset(),
             _frobenius_norm,
+            frobenius_norm,
         ),
         Measure(
             "keskar_sharpness",
@@ -103,6 +116,7 @@ MEASURES: dict[str, Measure] = {
             "sharpness",
             frozenset(),
             _keskar_sharpness,
+            keskar_sharpness,
         ),
     )
 }
@@ -114,7 +128,7 @@ def measure(
     *,
     settings: dict[str, dict[str, Any]] | None = None,
     seed: int = 0,
-    progress: Callable[[str], None] = lambda name: None,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> dict[str, Estimate]:
     """Several flatness measures of one landscape, each with its error.
 
@@ -123,7 +137,7 @@ def measure(
         names: registry names; None for all.
         settings: keyword settings of individual measures, by name.
         seed: of every measure that draws random numbers, where `settings` gives none.
-        progress: called with the name of each measure before it runs.
+        progress: called with the name of the measure that runs, its steps done and their number.
 
     Raises:
         InputError: a name is not in the registry.
@@ -134,7 +148,7 @@ def measure(
             raise InputError(f"no measure {name!r}; there are {', '.join(MEASURES)}")
     results = {}
     for name in chosen:
-        progress(name)
         options = {"seed": seed} | (settings or {}).get(name, {})
+        options["progress"] = partial(progress, name)
         results[name] = MEASURES[name].compute(landscape, **options)
     return results

@@ -132,8 +132,12 @@ class Study(_Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
-        for name in self.measures:
+        for name, settings in self.measures.items():
             _one_of("measure", name, MEASURES, self)
+            for setting, value in settings.items():
+                _one_of(f"setting of {name}", setting, MEASURES[name].settings, self)
+                if not isinstance(value, int | float):
+                    raise ValueError(f"{name}.{setting} must be a number, got {value!r}")
         for name in self.figures:
             _one_of("figure quantity", name, ["log_prior", *self.measures], self)
         return self
