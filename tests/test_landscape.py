@@ -220,3 +220,29 @@ def test_empty_and_misshapen_loaders_are_refused(small_net):
         LossLandscape(small_net, cross_entropy, [{"x": torch.ones(2, 5)}])
     with pytest.raises(InputError, match="batch_size"):
         LossLandscape(small_net, cross_entropy, (torch.ones(2, 5), torch.ones(2)), batch_size=0)
+
+
+class Attentive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encode = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+        self.read = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.read(self.encode(x).mean(1))
+
+
+def test_attention_has_second_derivatives():
+    torch.manual_seed(0)
+    model = Attentive().double()
+    data = (torch.randn(12, 5, 4).double(), torch.randint(0, 3, (12,)))
+    landscape = LossLandscape(model, cross_entropy, data)
+    hessian = landscape.hessian().dense()
+    assert float((hessian - hessian.T).abs().max()) == 0
+    v = torch.randn(landscape.num_parameters, dtype=torch.float64)
+    step = 1e-6
+    up, down = (landscape.at(landscape.theta + s * step * v).gradient() for s in (1, -1))
+    torch.testing.assert_close((up - down) / (2 * step), hessian @ v, rtol=1e-5, atol=1e-7)
+    ggn = landscape.gauss_newton().dense()
+    assert float(torch.linalg.eigvalsh(ggn)[0]) > -1e-12
+    assert torch.backends.mha.get_fastpath_enabled()

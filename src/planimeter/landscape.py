@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from planimeter.errors import InputError
 from planimeter.losses import Loss, predicted_classes
@@ -231,12 +232,20 @@ class LossLandscape:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode inside, its own flag given back after, also on an exception."""
+    """Every module in eval mode inside, its own flag given back after, also on an exception.
+
+    Attention runs on its mathematical form inside: the fused kernels have no second derivative,
+    and the fused encoder layer no forward one.
+    """
     flags = [(module, module.training) for module in model.modules()]
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
         model.eval()
-        yield
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in flags:
             module.training = training
 

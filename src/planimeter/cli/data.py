@@ -35,13 +35,18 @@ def fetch_data(
     mirror: Annotated[
         str | None, typer.Option(help="Address of another folder of its files.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Download a data set into $PLANIMETER_DATA, checksums verified."""
     if name not in DATASETS:
         raise InputError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
     files = DATASETS[name].files
     if files is None:
-        output.print(f"{name} is embedded: nothing to fetch")
-        return
-    folder = fetch(files, address=mirror, progress=lambda file: errors.print(f"fetching {file}"))
-    output.print(f"{name} is in {folder}", highlight=False)
+        where = "embedded: nothing to fetch"
+    else:
+        folder = fetch(files, address=mirror, progress=lambda f: errors.print(f"fetching {f}"))
+        where = f"in {folder}"
+    if as_json:
+        print_json({"name": name, "where": where})
+    else:
+        output.print(f"{name} is {where}", highlight=False)
