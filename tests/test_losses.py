@@ -20,3 +20,8 @@ def test_binary_cross_entropy_is_the_two_class_cross_entropy():
 def test_binary_cross_entropy_refuses_several_outputs():
     with pytest.raises(InputError, match="cross_entropy"):
         binary_cross_entropy(torch.zeros(4, 3), torch.zeros(4))
+
+
+def test_binary_cross_entropy_refuses_other_labels():
+    with pytest.raises(InputError, match="got values from 1 to 2"):
+        binary_cross_entropy(torch.zeros(2), torch.tensor([1, 2]))

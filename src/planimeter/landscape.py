@@ -66,13 +66,7 @@ class LossLandscape:
         }
         if not self.parameters:
             raise InputError("no parameter of the model requires a gradient: nothing to measure")
-        for name, value in self.parameters.items():
-            if not bool(torch.isfinite(value).all()):
-                bad = int((~torch.isfinite(value)).sum())
-                raise InputError(
-                    f"parameter {name!r} has {bad} of {value.numel()} values that are not finite "
-                    f"(NaN or infinity): the checkpoint or the training run is broken"
-                )
+        refuse_non_finite(self.parameters)
         self._fixed: Parameters = {name: b.detach().clone() for name, b in model.named_buffers()}
         self._fixed |= {
             name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad
@@ -228,6 +222,17 @@ class LossLandscape:
         return CurvatureOperator(
             self.num_parameters, in_evaluation_mode, name, blocks, self.device, epsilon
         )
+
+
+def refuse_non_finite(parameters: Parameters) -> None:
+    """Raise an InputError that names the first parameter with NaN or infinite values."""
+    for name, value in parameters.items():
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
+            raise InputError(
+                f"parameter {name!r} has {bad} of {value.numel()} values that are not finite "
+                f"(NaN or infinity): the checkpoint or the training run is broken"
+            )
 
 
 @contextmanager

@@ -26,13 +26,18 @@ def binary_cross_entropy(
         labels: 0 or 1, (n,), of any dtype.
 
     Raises:
-        InputError: the network has more than one output.
+        InputError: the network has more than one output, or a label is outside 0 to 1.
     """
     if logits.numel() != labels.numel():
         raise InputError(
             f"binary_cross_entropy needs one output a row, got outputs of shape "
             f"{tuple(logits.shape)} for {labels.numel()} labels: use cross_entropy for "
             f"several classes"
+        )
+    if bool((labels < 0).any()) or bool((labels > 1).any()):
+        raise InputError(
+            f"binary_cross_entropy needs labels 0 and 1, got values from "
+            f"{labels.min().item():g} to {labels.max().item():g}"
         )
     targets = labels.reshape(logits.shape).to(logits.dtype)
     return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)

@@ -42,6 +42,8 @@ def user(tmp_path):
         "def fcn():\n    return fully_connected(64, [10], seed=3)\n"
         "def wide():\n    return fully_connected(64, [12], seed=3)\n"
         "def ten():\n    return fully_connected(64, [10], 10, seed=3)\n"
+        "def three():\n    return fully_connected(64, [10], 3)\n"
+        "def broken():\n    raise RuntimeError('boom')\n"
         "def tanh():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2), "
         "torch.nn.Tanh(), torch.nn.Linear(2, 1))\n"
     )
@@ -128,6 +130,12 @@ def test_a_study_from_start_to_report(small_study_file, planimeter):
          "parameter '1.weight' has 640 of 640 values that are not finite"),
         (["measure", "mynets:fcn", "--data", "mnist"], "mnist/train-images-idx3-ubyte.gz"),
         (["measure", "mynets:fcn", "--measures", "tracee"], "no measure 'tracee'"),
+        (["measure", "mynets:three"], "mynets:three has 3 outputs, digits 10 classes"),
+        (["measure", "mynets:broken"], "raised RuntimeError: boom"),
+        (["prior", "mynets:fcn", "--checkpoint", "nan.pt"], "640 of 640 values that are not"),
+        (["prior", "mynets:fcn", "--sigma-w", "-1"], "sigma_w must be positive"),
+        (["prior", "mynets:fcn", "--data", "mnits"], "no data set 'mnits'"),
+        (["study", "run", "demo", "--out", "/proc/x"], "cannot write to /proc/x"),
         (["measure", "mynets"], "not of the form module:callable"),
         (["measure", "mynets:fcn", "--loss", "hinge"], "no loss 'hinge'"),
         (["prior", "mynets:tanh"], "'2' is Tanh"),
@@ -153,3 +161,16 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(
     assert code == 2
     assert sentence in told
     assert text == ""
+
+
+def test_version_and_seeded_weights(user, planimeter):
+    assert "planimeter 0." in planimeter("--version", cwd=user)[1]
+    (user / "mynets.py").write_text(
+        "import torch\ndef net():\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1))\n"
+    )
+    call = ["measure", "mynets:net", "--rows", "50", "--measures", "trace", "--json", "--seed"]
+    one, same, other = (planimeter(*call, seed, cwd=user) for seed in ("1", "1", "2"))
+    assert "no --checkpoint" in one[2]
+    norms = [json.loads(run[1])["theta_norm"] for run in (one, same, other)]
+    assert norms[0] == norms[1] != norms[2]

@@ -32,8 +32,8 @@ def test_loads_from_the_current_folder(module):
         ("usersnets", "not of the form module:callable"),
         ("nosuchmodule:net", "cannot import 'nosuchmodule'"),
         ("usersnets:other", "has no 'other'"),
-        ("usersnets:needs", "callable without arguments"),
-        ("usersnets:text", "returned a str"),
+        ("usersnets:needs", "without arguments raised TypeError"),
+        ("usersnets:text", "returned an object of type str"),
     ],
 )
 def test_wrong_references_are_explained(module, reference, message):

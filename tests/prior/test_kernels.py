@@ -77,5 +77,9 @@ def test_bad_inputs_are_refused():
     x[1, 2] = float("nan")
     with pytest.raises(InputError, match="input 1 has values"):
         fully_connected_kernel(x)
+    with pytest.raises(InputError, match="takes 4 numbers an input, x has 5"):
+        nngp_kernel(fully_connected(4), torch.rand(2, 5))
+    with pytest.raises(InputError, match="sigma_w must be positive"):
+        fully_connected_kernel(torch.rand(3, 4), sigma_w=float("nan"))
     with pytest.raises(InputError, match="depth"):
         fully_connected_kernel(torch.rand(3, 4), depth=-1)

@@ -145,6 +145,7 @@ def test_a_rank_deficient_kernel_is_refused_with_what_would_do():
         (torch.eye(3), torch.tensor([0, 1, 2]), r"3 classes \(0, 1, 2\).*binary"),
         (torch.eye(3), torch.tensor([-1, 0, 1]), "3 classes"),
         (torch.eye(3), torch.tensor([]), "empty"),
+        (torch.eye(3), torch.tensor([0, float("nan"), 1]), "label 1 is NaN"),
         (torch.eye(3), torch.tensor([0, 1]), r"shape \(3, 3\), but there are 2 labels"),
         (torch.tensor([[1.0, float("nan")], [0.0, 1.0]]), torch.tensor([0, 1]), r"entry \(0, 1\)"),
         (torch.tensor([[1.0, 0.5], [0.0, 1.0]]), torch.tensor([0, 1]), "not symmetric"),
@@ -180,7 +181,7 @@ def test_alarms_ring_where_the_approximations_fail():
     assert found.residual > 1e-3
     assert "EP NOT CONVERGED in 3 sweeps, residual" in str(found)
     finished = log_prior(kernel, torch.ones(200))
-    assert any("over-corrects" in a for a in finished.alarms)
+    assert any("rough here" in a for a in finished.alarms)
 
 
 def test_the_same_seed_gives_the_same_bits(kernel, labels):

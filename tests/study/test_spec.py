@@ -50,7 +50,7 @@ def test_every_built_in_study_is_valid():
         ("trace: {}", "tracee: {}", "no measure 'tracee'.*did you mean 'trace'"),
         ("trace: {}", "trace: {prbes: 3}", "no setting of trace 'prbes'.*did you mean 'probes'"),
         ("trace: {}", "trace: {probes: many}", "trace.probes must be a number, got 'many'"),
-        ("name: adam", "name: adan", "line 5: .*adan"),
+        ("name: adam", "name: adan", "line 5: no optimiser 'adan'; .*did you mean 'adam'"),
         ("attack: [0, 5]", "attack: [0, 0]", "attack sizes must differ"),
         ("attack: [0, 5]", "attack: [0, -5]", "line 8: grid.attack.1: .*greater than or"),
         ("title: small", "title: [small", "not valid YAML"),

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
+import torch
 import typer
 
+from planimeter import __version__
 from planimeter.cli import data, demo, measure, prior, study
 from planimeter.cli.output import errors
 from planimeter.errors import InputError
 
 app = typer.Typer(
-    help="How flat and how probable a trained network is, and which of the two matters.",
     no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    ] = False,
+) -> None:
+    """How flat and how probable a trained network is, and which of the two matters."""
+    if version:
+        typer.echo(f"planimeter {__version__}, torch {torch.__version__}")
+        raise typer.Exit
+
+
 app.command("demo")(demo.demo)
 app.command("measure")(measure.measure)
 app.command("prior")(prior.prior)

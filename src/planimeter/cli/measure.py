@@ -11,7 +11,7 @@ import typer
 
 from planimeter import flatness
 from planimeter.cli.output import AsJson, Seed, errors, print_json, print_table, progress_bar
-from planimeter.cli.prior import classes
+from planimeter.cli.prior import classes, say_untrained
 from planimeter.data import load
 from planimeter.errors import InputError
 from planimeter.landscape import LossLandscape
@@ -31,7 +31,10 @@ def measure(
         str | None, typer.Option(help=f"{', '.join(LOSSES)}; default by outputs.")
     ] = None,
     names: Annotated[
-        str | None, typer.Option("--measures", help="Comma-separated; default all.")
+        str | None,
+        typer.Option(
+            "--measures", help=f"Comma-separated; default all: {', '.join(flatness.MEASURES)}."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time, for memory.")] = 500,
     float64: Annotated[
@@ -47,13 +50,20 @@ def measure(
 
     Example: planimeter measure mymodels:lenet --checkpoint lenet.pth --data mnist --rows 2000
     """
-    network = load_model(model, checkpoint)
+    network = load_model(model, checkpoint, seed=seed)
+    say_untrained(model, checkpoint, seed)
     dataset = load(data)
     count = rows or len(dataset.labels)
     inputs, labels = dataset.inputs[:count], dataset.labels[:count]
     if float64:
         network, inputs = network.double(), inputs.double()
-    binary = _outputs(network, inputs, model, data) == 1
+    outputs = _outputs(network, inputs, model, data)
+    binary = outputs == 1
+    if not binary and outputs < dataset.classes:
+        raise InputError(
+            f"{model} has {outputs} outputs, {data} {dataset.classes} classes: use one output "
+            f"for a binary task, or one a class"
+        )
     chosen = loss or ("binary_cross_entropy" if binary else "cross_entropy")
     if chosen not in LOSSES:
         raise InputError(f"no loss {chosen!r}; there are {', '.join(LOSSES)}")

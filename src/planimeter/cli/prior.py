@@ -10,8 +10,17 @@ from typing import Annotated
 import torch
 import typer
 
-from planimeter.cli.output import AsJson, Seed, output, print_json, print_table, progress_bar
+from planimeter.cli.output import (
+    AsJson,
+    Seed,
+    errors,
+    output,
+    print_json,
+    print_table,
+    progress_bar,
+)
 from planimeter.data import binary_split, load
+from planimeter.landscape import refuse_non_finite
 from planimeter.losses import predicted_classes
 from planimeter.models.loading import load_model
 from planimeter.prior import hidden_layers, log_prior, nngp_kernel
@@ -40,7 +49,9 @@ def prior(
 
     Example: planimeter prior mymodels:fcn --checkpoint fcn.pt --data mnist --train 500 --test 100
     """
-    network = load_model(model, checkpoint).eval()
+    network = load_model(model, checkpoint, seed=seed).eval()
+    refuse_non_finite(dict(network.named_parameters()))
+    say_untrained(model, checkpoint, seed)
     hidden_layers(network)  # refuse an unknown architecture before any work
     split = binary_split(load(data), train=train, test=test, positive=classes(positive), seed=seed)
     inputs = torch.cat([split.train_inputs, split.test_inputs])
@@ -90,6 +101,16 @@ def prior(
     )
     if content["train_error"]:
         output.print("note: the network does not fit S: f is its labelling all the same")
+
+
+def say_untrained(model: str, checkpoint: Path | None, seed: int) -> None:
+    """Without a checkpoint, say whose weights are looked at."""
+    if checkpoint is None:
+        errors.print(
+            f"note: no --checkpoint, so these are the weights that {model} makes (seed {seed})",
+            style="yellow",
+            highlight=False,
+        )
 
 
 def classes(text: str) -> list[int]:

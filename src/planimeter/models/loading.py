@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from planimeter.errors import InputError
 
 
-def load_model(reference: str, checkpoint: Path | None = None) -> nn.Module:
+def load_model(reference: str, checkpoint: Path | None = None, *, seed: int = 0) -> nn.Module:
     """Import `module:callable`, call it without arguments, and load a checkpoint into the result.
 
     Arguments:
         reference: `package.module:callable`; the current folder is searched too.
         checkpoint: see `load_checkpoint`; None keeps the weights the callable made.
+        seed: of torch's generator while the callable runs, which is put back afterwards.
 
     Raises:
         InputError: the module or callable cannot be found or called, or returns no module; or
@@ -40,11 +41,17 @@ def load_model(reference: str, checkpoint: Path | None = None) -> nn.Module:
     except AttributeError as error:
         raise InputError(f"module {module_name!r} has no {attribute!r}") from error
     try:
-        model = make()
-    except TypeError as error:
-        raise InputError(f"{reference} must be callable without arguments: {error}") from error
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = make()
+    except Exception as error:  # whatever the user's own code raises
+        raise InputError(
+            f"calling {reference} without arguments raised {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(model, nn.Module):
-        raise InputError(f"{reference} returned a {type(model).__name__}, not a torch.nn.Module")
+        raise InputError(
+            f"{reference} returned an object of type {type(model).__name__}, not a torch.nn.Module"
+        )
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     return model
@@ -91,10 +98,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error
     except Exception as error:  # torch.load raises what pickle and zipfile raise
-        first_line = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{path} cannot be read as a checkpoint of tensors alone ({first_line}): "
-            f"save model.state_dict(), or convert it to safetensors"
+            f"{path} is no checkpoint of tensors alone ({type(error).__name__}): save "
+            f"model.state_dict() rather than the model, or use safetensors"
         ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

@@ -47,6 +47,8 @@ def fully_connected_kernel(
 
     Source: zhang2021, Appendix D.
     """
+    if not (0 < sigma_w < math.inf and 0 <= sigma_b < math.inf):
+        raise InputError(f"sigma_w must be positive and sigma_b at least 0: {sigma_w}, {sigma_b}")
     if depth < 0:
         raise InputError(f"depth must be at least 0 hidden layers, got {depth}")
     rows = _flat_inputs(x)
@@ -92,9 +94,13 @@ def nngp_kernel(
 
     Source: zhang2021, Appendix D.
     """
-    return fully_connected_kernel(
-        x, x2, depth=hidden_layers(model), sigma_w=sigma_w, sigma_b=sigma_b
-    )
+    depth = hidden_layers(model)
+    first = next(layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    if x[0].numel() != first.in_features:
+        raise InputError(
+            f"the network takes {first.in_features} numbers an input, x has {x[0].numel()}"
+        )
+    return fully_connected_kernel(x, x2, depth=depth, sigma_w=sigma_w, sigma_b=sigma_b)
 
 
 def hidden_layers(model: nn.Module) -> int:

@@ -177,7 +177,10 @@ def log_prior(
     )
     alarms = []
     if series_ratio > _SERIES_ALARM:
-        alarms.append(f"the cumulant correction over-corrects (ratio {series_ratio:.2f})")
+        alarms.append(
+            f"EP and its correction are rough here (ratio of orders {series_ratio:.2f}); the Monte "
+            f"Carlo value is not affected"
+        )
     if float(solution.tau.max()) > _PRECISION_ALARM:
         alarms.append("almost equal inputs have opposite labels: digits of the value are lost")
     if smc.stderr * math.sqrt(runs) > 0.5:
@@ -203,6 +206,8 @@ def binary_signs(labels: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
         InputError: there are none, or they are neither 0/1 nor -1/+1.
     """
     values = torch.as_tensor(labels).detach().reshape(-1).to(torch.float64)
+    if bool(torch.isnan(values).any()):
+        raise InputError(f"label {int(torch.isnan(values).nonzero()[0])} is NaN")
     classes = values.unique().tolist()
     if not classes:
         raise InputError("labels are empty: the orthant prior needs at least one input")

@@ -60,7 +60,11 @@ def usable(records: Sequence[Record]) -> list[Record]:
 
 
 def by_optimiser(study: Study, records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Records of each optimiser, in the order of the study."""
+    """Records of each optimiser in the order of the study, by key.
+
+    Not in the order in which they finished, which the bootstrap would turn into other intervals.
+    """
+    records = sorted(records, key=lambda r: r.key)
     return {
         o.name: [r for r in records if r.trial.optimiser["name"] == o.name]
         for o in study.grid.optimisers

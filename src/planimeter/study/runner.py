@@ -108,7 +108,7 @@ def _cluster(workers: int | None, scheduler: str | None, jobs: int) -> Iterator[
                 n_workers=count,
                 threads_per_worker=1,
                 processes=True,
-                dashboard_address=None,
+                dashboard_address=":0",
                 silence_logs="ERROR",
                 memory_limit=0,
             )

@@ -73,6 +73,7 @@ class EntropySGDSpec(_Spec):
     scoping: float = Field(default=1e-3, ge=0)
 
 
+_OPTIMISERS: tuple[Any, ...] = (SGDSpec, AdamSpec, EntropySGDSpec)
 OptimiserSpec = Annotated[SGDSpec | AdamSpec | EntropySGDSpec, Field(discriminator="name")]
 
 
@@ -206,6 +207,12 @@ def _explain(error: ValidationError, tree: yaml.Node | None, origin: str) -> str
         return f"{where}: unknown key {key!r}{_suggestion(str(path[-1]), _siblings(path))}"
     if first["type"] == "missing":
         return f"{where}: key {key!r} is missing"
+    if first["type"] == "union_tag_invalid":
+        known = [spec.model_fields["name"].annotation.__args__[0] for spec in _OPTIMISERS]
+        tag = str(first["ctx"]["tag"])
+        return (
+            f"{where}: no optimiser {tag!r}; there are {', '.join(known)}{_suggestion(tag, known)}"
+        )
     message = first["msg"].removeprefix("Value error, ")
     given = first["input"]
     shown = "" if isinstance(given, dict | list | BaseModel) else f" (got {given!r})"
@@ -220,7 +227,7 @@ def _siblings(path: list[Any]) -> list[str]:
             continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            names = {n for s in (SGDSpec, AdamSpec, EntropySGDSpec) for n in s.model_fields}
+            names = {n for s in _OPTIMISERS for n in s.model_fields}
             return sorted(names)
         model = annotation
     return list(model.model_fields)

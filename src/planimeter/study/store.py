@@ -57,14 +57,16 @@ class Store:
         Raises:
             InputError: another process is writing here, or the folder holds another study.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "writer.lock")
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
             raise InputError(
                 f"another run is writing to {self.folder}: wait for it or end it"
             ) from error
+        except OSError as error:
+            raise InputError(f"cannot write to {self.folder}: {error.strerror}") from error
         try:
             with self._connection() as db:
                 db.executescript(_SCHEMA)
