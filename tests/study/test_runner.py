@@ -6,7 +6,9 @@ import sys
 import time
 
 import pytest
+from distributed import LocalCluster
 
+from planimeter.errors import InputError
 from planimeter.study import Store, trials_of
 from planimeter.study.runner import run_study
 
@@ -38,6 +40,21 @@ def test_a_failing_trial_is_reported_and_left_for_the_next_run(small_study, tmp_
     assert len(store.keys()) == summary.done_now == 6
     assert len(summary.failed) == 6
     assert all("attack set of 5000 rows" in reason for reason in summary.failed.values())
+
+
+def test_runs_on_a_cluster_that_is_there_already(small_study, tmp_path):
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs="ERROR"
+    ) as cluster:
+        store = Store(tmp_path)
+        summary = run_study(small_study, store, "small", scheduler=cluster.scheduler_address)
+    assert summary.done_now == len(store.keys()) == 12
+    assert not (tmp_path / "weights").exists()  # its workers need not share this disk
+
+
+def test_an_address_without_a_scheduler_is_explained(small_study, tmp_path):
+    with pytest.raises(InputError, match="no dask scheduler answers at 'nowhere"):
+        run_study(small_study, Store(tmp_path), "small", scheduler="nowhere://x:1")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from planimeter.errors import InputError
 from planimeter.study.spec import Study
 from planimeter.study.store import Store
 from planimeter.study.trial import Trial, run_trial, trials_of
@@ -48,7 +49,8 @@ def run_study(
         progress: called after each trial with its result (None if it failed), trials done, total.
 
     Raises:
-        InputError: another process writes to the store, or it holds another study.
+        InputError: another process writes to the store, it holds another study, or no scheduler
+            answers at the address.
     """
     trials = trials_of(study)
     with store.writing(study, reference):
@@ -95,7 +97,14 @@ def _cluster(workers: int | None, scheduler: str | None, jobs: int) -> Iterator[
     from distributed import Client, LocalCluster
 
     if scheduler is not None:
-        with Client(scheduler) as client:
+        try:
+            client = Client(scheduler, timeout="20s")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no dask scheduler answers at {scheduler!r}: pass an address such as "
+                f"tcp://host:8786, or leave --scheduler out to use this machine"
+            ) from error
+        with client:
             yield client
         return
     count = min(workers or len(os.sched_getaffinity(0)), jobs)
