@@ -49,7 +49,8 @@ class LossLandscape:
 
     Raises:
         InputError: a parameter is not finite, none requires a gradient, the data is empty, of
-            unequal lengths, or can be iterated only once.
+            unequal lengths, or can be iterated only once; or the data has several batches and the
+            loss is no mean over rows.
     """
 
     def __init__(
@@ -164,6 +165,8 @@ class LossLandscape:
         with evaluation_mode(self.model):
             return gradient(one, unflatten(theta, self.parameters))
 
+    # -- private ------------------------------------------------------------------------------
+
     def _check_mean(self) -> None:
         """Refuse a loss that is no mean over rows, where batches could not be put together."""
         if self._batched().single:
@@ -189,8 +192,6 @@ class LossLandscape:
                 f"from {cut} and {rows - cut} of them put together; use reduction='mean', targets "
                 f"of the shape of the outputs, no ignored rows, or a batch_size for all rows"
             )
-
-    # -- private ------------------------------------------------------------------------------
 
     def _placed(self, values: Tensor) -> Tensor:
         dtype = self.dtype if values.is_floating_point() else values.dtype

@@ -14,8 +14,11 @@ def test_parts_are_disjoint_and_labelled_truly(split):
     digits = load("digits")
     parts = torch.cat([split.train_inputs, split.test_inputs, split.pool_inputs])
     assert parts.shape == digits.inputs.shape
-    order = lambda images: sorted(map(bytes, (images.reshape(1797, -1) * 16).byte().numpy()))  # noqa: E731
-    assert order(parts) == order(digits.inputs)
+    everywhere, originals = (
+        sorted(map(bytes, (images.reshape(1797, -1) * 16).byte().numpy()))
+        for images in (parts, digits.inputs)
+    )
+    assert everywhere == originals
     labels = torch.cat([split.train_labels, split.test_labels, split.pool_labels])
     assert int(labels.sum()) == int((digits.labels >= 5).sum())
 

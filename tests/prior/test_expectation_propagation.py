@@ -8,7 +8,7 @@ from planimeter.prior.cumulant_correction import cumulant_correction
 from planimeter.prior.expectation_propagation import expectation_propagation, posterior_covariance
 
 # The table of EP and corrected values that this chain is known to give, on unit-norm digits with
-# sigma_w^2 = 2, sigma_b^2 = 0.01; computed with independent code (GPy's sequential EP agrees).
+# sigma_w^2 = 2, sigma_b^2 = 0.01; computed with an independent program.
 TABLE = [
     (100, -45.371, -45.159),
     (300, -83.531, -82.942),

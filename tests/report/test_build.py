@@ -79,7 +79,8 @@ def test_what_cannot_be_trusted_is_said(small_study, tmp_path):
     built = build_report(store)
     text = " ".join(built.warnings)
     assert "3 of 12 trials are not done" in text
-    assert f"1 of 9 trials did not reach zero error on S and are left out of figures and correlations: {trials[8].label}" in text  # fmt: skip # noqa: E501
+    assert "1 of 9 trials did not reach zero error on S and are left out of figures" in text
+    assert trials[8].label in text
     assert "1 of 9 trials: EP did not converge" in text
     assert sum(row.pearson.n for row in built.rows) == 3 * 8
 

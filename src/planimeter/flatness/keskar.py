@@ -48,7 +48,11 @@ class KeskarSharpness:
 
     def as_estimate(self) -> Estimate:
         """The value as an `Estimate` (deterministic given the seed, so without error)."""
-        method = f"projected SGD, zeta {self.zeta:g}, {self.epochs} epochs, seed {self.seed}"
+        method = (
+            f"projected SGD, zeta {self.zeta:g}, learning rate {self.learning_rate:g}, batch "
+            f"{self.batch_size}, {self.epochs} epochs, seed {self.seed}; loss {self.loss:.6g}, "
+            f"residual {self.residual:.1e}"
+        )
         return Estimate(self.value, 0.0, method, converged=self.converged)
 
     def as_dict(self) -> dict[str, Any]:
@@ -79,7 +83,7 @@ def keskar_sharpness(
         progress: called after each epoch with the epochs done and their number.
 
     Raises:
-        InputError: `zeta` or `learning_rate` is not positive, or `epochs` is less than 1.
+        InputError: `zeta`, `learning_rate`, `epochs` or `batch_size` is not positive.
 
     Source: zhang2021, Definition 2.1 and Table 1.
     """
