@@ -15,10 +15,10 @@ from planimeter.study.spec import Study, parse_study
 @pytest.fixture(autouse=True)
 def _needs(request: pytest.FixtureRequest) -> None:
     """Data-hungry tests say why they cannot run; they never pass unseen."""
-    if request.node.get_closest_marker("data"):
-        folder = os.environ.get("PLANIMETER_DATA")
-        if not folder or not (Path(folder) / "mnist").is_dir():
-            pytest.skip("PLANIMETER_DATA does not name a folder with mnist/")
+    if marker := request.node.get_closest_marker("data"):
+        name, folder = next(iter(marker.args), "mnist"), os.environ.get("PLANIMETER_DATA")
+        if not folder or not (Path(folder) / name).is_dir():
+            pytest.skip(f"PLANIMETER_DATA does not name a folder with {name}/")
 
 
 @pytest.fixture

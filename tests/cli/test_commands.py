@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from planimeter.cli import app, main
+from planimeter.data import DATASETS
 from planimeter.models.fully_connected import fully_connected
 
 COMMANDS = [[], ["demo"], ["measure"], ["prior"], ["study"], ["data"]] + [
@@ -99,7 +100,7 @@ def test_lists(user, planimeter, monkeypatch):
     monkeypatch.setenv("PLANIMETER_DATA", str(user))
     _, text, _ = planimeter("data", "list", "--json", cwd=user)
     ready = {entry["name"]: entry["ready"] for entry in json.loads(text)["data"]}
-    assert ready == {"digits": True, "mnist": False}
+    assert ready == {"digits": True, "mnist": False, "cifar10": False}
     _, text, _ = planimeter("study", "list", "--json", cwd=user)
     assert {"demo", "zhang2021/fig3-mnist"} <= {entry["id"] for entry in json.loads(text)}
 
@@ -129,6 +130,7 @@ def test_a_study_from_start_to_report(small_study_file, planimeter):
         (["measure", "mynets:fcn", "--checkpoint", "nan.pt"],
          "parameter '1.weight' has 640 of 640 values that are not finite"),
         (["measure", "mynets:fcn", "--data", "mnist"], "mnist/train-images-idx3-ubyte.gz"),
+        (["measure", "mynets:fcn", "--data", "cifar10"], "cifar10/cifar-10-binary.tar.gz"),
         (["measure", "mynets:fcn", "--measures", "tracee"], "no measure 'tracee'"),
         (["measure", "mynets:three"], "mynets:three has 3 outputs, digits 10 classes"),
         (["measure", "mynets:broken"], "raised RuntimeError: boom"),
@@ -153,6 +155,8 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(
     user, planimeter, monkeypatch, arguments, sentence
 ):
     monkeypatch.setenv("PLANIMETER_DATA", str(user))
+    for info in DATASETS.values():
+        info.load.cache_clear()  # another test may have loaded real files
     (user / "bad.yaml").write_text(
         "title: bad\ndata: {name: digits, trian: 20, test: 20}\n"
         "grid: {optimisers: [{name: adam}], attack: [0], repetitions: 1}\n"

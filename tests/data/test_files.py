@@ -1,6 +1,9 @@
+import dataclasses
 import functools
 import hashlib
 import http.server
+import io
+import tarfile
 import threading
 
 import pytest
@@ -12,6 +15,25 @@ CONTENT = b"eight by eight"
 SET = files.FileSet(
     "toy", {"pixels.bin": hashlib.md5(CONTENT).hexdigest()}, "http://127.0.0.1:1/nowhere"
 )
+
+
+PARTS = {"parts/one.bin": b"1" * 5000, "parts/two.bin": b"2" * 70}
+PACKED = files.FileSet(
+    "toy",
+    {"parts.tar.gz": "of no member"},
+    "http://127.0.0.1:1/nowhere",
+    members={name: hashlib.md5(content).hexdigest() for name, content in PARTS.items()},
+    repacked=("parts.tar.xz",),
+)
+
+
+def pack(path, parts):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, f"w:{path.suffix[1:]}") as archive:
+        for name, content in {"parts/read.me": b"not a member", **parts}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
 
 
 @pytest.fixture
@@ -60,3 +82,66 @@ def test_a_damaged_file_is_refused(folder):
     (folder / "pixels.bin").write_bytes(CONTENT[:-1])
     with pytest.raises(InputError, match="damaged: its md5 is"):
         files.read_checked(SET, "pixels.bin")
+
+
+@pytest.mark.parametrize("form", ["parts.tar.gz", "parts.tar.xz", "parts", "."])
+def test_members_are_the_same_packed_repacked_and_unpacked(folder, form):
+    assert files.missing_files(PACKED) == [folder / "parts.tar.gz"]
+    if form.startswith("parts.tar"):
+        pack(folder / form, dict(reversed(PARTS.items())))
+    else:
+        (folder / form).mkdir(parents=True)
+        for name, content in PARTS.items():
+            (folder / form / name.removeprefix("parts/")).write_bytes(content)
+    assert files.missing_files(PACKED) == []
+    assert dict(files.read_members(PACKED)) == PARTS
+
+
+def test_an_archive_is_fetched_whole(folder, mirror):
+    site, address = mirror
+    pack(site / "parts.tar.gz", PARTS)
+    md5 = hashlib.md5((site / "parts.tar.gz").read_bytes()).hexdigest()
+    packed = dataclasses.replace(PACKED, md5={"parts.tar.gz": md5})
+    files.fetch(packed, address=address)
+    assert dict(files.read_members(packed)) == PARTS
+
+
+def test_an_archive_is_preferred_to_some_of_its_files(folder):
+    pack(folder / "parts.tar.xz", PARTS)
+    (folder / "one.bin").write_bytes(b"not looked at")
+    assert dict(files.read_members(PACKED)) == PARTS
+
+
+def test_a_missing_archive_says_what_would_do(folder):
+    (folder / "parts").mkdir(parents=True)
+    (folder / "parts" / "one.bin").write_bytes(PARTS["parts/one.bin"])
+    with pytest.raises(
+        InputError,
+        match=rf"{folder / 'parts.tar.gz'}.*parts\.tar\.xz nor its 2 files.*data fetch toy",
+    ):
+        list(files.read_members(PACKED))
+
+
+@pytest.mark.parametrize("name", ["parts.tar.gz", "parts.tar.xz"])
+def test_damage_in_an_archive_names_the_file_and_the_way_out(folder, name):
+    path = folder / name
+    pack(path, PARTS | {"parts/two.bin": b"two"})
+    with pytest.raises(InputError, match=f"{path}/parts/two.bin is damaged.*delete {path} and run"):
+        list(files.read_members(PACKED))
+    pack(path, {"parts/one.bin": PARTS["parts/one.bin"]})
+    with pytest.raises(InputError, match=f"{path} has no parts/two.bin: delete it and run"):
+        list(files.read_members(PACKED))
+    pack(path, PARTS)
+    whole = path.read_bytes()
+    for broken in (b"", b"garbage", whole[: len(whole) // 2]):
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match=rf"{path} is damaged \(.*\): delete it and run"):
+            list(files.read_members(PACKED))
+
+
+def test_damage_in_an_unpacked_file_names_it(folder):
+    folder.mkdir(parents=True)
+    for name, content in PARTS.items():
+        (folder / name.removeprefix("parts/")).write_bytes(content[:-1])
+    with pytest.raises(InputError, match=f"{folder / 'one.bin'} is damaged.*delete it and run"):
+        list(files.read_members(PACKED))
