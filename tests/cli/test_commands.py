@@ -81,6 +81,31 @@ def test_measure(user, planimeter):
     assert re.search(r"trace of the Hessian\s+\d.* ± ", text)
 
 
+def test_inputs_are_normalised_on_request(user, planimeter):
+    (user / "mynets.py").write_text(
+        "import torch\n"
+        "from planimeter.models.fully_connected import fully_connected\n"
+        "class Normalised(torch.nn.Module):\n"
+        "    def forward(self, x):\n        return (x - 0.3) / 0.2\n"
+        "def fcn():\n    return fully_connected(64, [10], seed=3)\n"
+        "def inside():\n    return torch.nn.Sequential(Normalised(), *fcn())\n"
+    )
+    measure = ["--rows", "50", "--measures", "trace", "--json"]
+    outside = ["mynets:fcn", "--mean", "0.3", "--std", "0.2"]
+    one = json.loads(planimeter("measure", *outside, *measure, cwd=user)[1])
+    two = json.loads(planimeter("measure", "mynets:inside", *measure, cwd=user)[1])
+    assert (one["mean"], one["std"], two["mean"], two["std"]) == ([0.3], [0.2], None, None)
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
+    assert one["measures"]["trace"]["value"] == pytest.approx(
+        two["measures"]["trace"]["value"], rel=1e-4
+    )
+    prior = ["--train", "20", "--test", "10", "--json"]
+    one = json.loads(planimeter("prior", *outside, *prior, cwd=user)[1])
+    two = json.loads(planimeter("prior", "mynets:fcn", *prior, cwd=user)[1])
+    assert (one["mean"], one["std"]) == ([0.3], [0.2])
+    assert one["log_prior"]["value"] != two["log_prior"]["value"]
+
+
 def test_prior(user, planimeter):
     arguments = ["prior", "mynets:fcn", "--train", "40", "--test", "20", "--seed", "2"]
     code, text, _ = planimeter(*arguments, "--json", cwd=user)
@@ -131,6 +156,10 @@ def test_a_study_from_start_to_report(small_study_file, planimeter):
          "parameter '1.weight' has 640 of 640 values that are not finite"),
         (["measure", "mynets:fcn", "--data", "mnist"], "mnist/train-images-idx3-ubyte.gz"),
         (["measure", "mynets:fcn", "--data", "cifar10"], "cifar10/cifar-10-binary.tar.gz"),
+        (["measure", "mynets:fcn", "--mean", "0.5,0.4"], "for these inputs 1, got 2: 0.5,0.4"),
+        (["measure", "mynets:fcn", "--std", "0"], "std must be positive, finite numbers, got 0"),
+        (["measure", "mynets:fcn", "--mean", "half"], "'half' is not a list of numbers"),
+        (["prior", "mynets:fcn", "--std", "-1"], "std must be positive, finite numbers, got -1"),
         (["measure", "mynets:fcn", "--measures", "tracee"], "no measure 'tracee'"),
         (["measure", "mynets:three"], "mynets:three has 3 outputs, digits 10 classes"),
         (["measure", "mynets:broken"], "raised RuntimeError: boom"),

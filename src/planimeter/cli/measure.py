@@ -10,9 +10,18 @@ import torch
 import typer
 
 from planimeter import flatness
-from planimeter.cli.output import AsJson, Seed, errors, print_json, print_table, progress_bar
-from planimeter.cli.prior import classes, say_untrained
-from planimeter.data import load
+from planimeter.cli.output import (
+    AsJson,
+    Mean,
+    Seed,
+    Std,
+    errors,
+    print_json,
+    print_table,
+    progress_bar,
+)
+from planimeter.cli.prior import classes, numbers, say_untrained
+from planimeter.data import load, normalise
 from planimeter.errors import InputError
 from planimeter.landscape import LossLandscape
 from planimeter.losses import LOSSES
@@ -24,6 +33,8 @@ def measure(
     data: Annotated[str, typer.Option(help="Data set; its training part is used.")] = "digits",
     checkpoint: Annotated[Path | None, typer.Option(help="Weights to load.")] = None,
     rows: Annotated[int, typer.Option(min=0, help="The first so many rows; 0 for all.")] = 1000,
+    mean: Mean = None,
+    std: Std = None,
     positive: Annotated[
         str, typer.Option(help="Classes that count as 1, for one output.")
     ] = "5,6,7,8,9",
@@ -50,6 +61,7 @@ def measure(
 
     Example: planimeter measure mymodels:lenet --checkpoint lenet.pth --data mnist --rows 2000
     """
+    means, stds = numbers(mean), numbers(std)
     network = load_model(model, checkpoint, seed=seed)
     say_untrained(model, checkpoint, seed)
     dataset = load(data)
@@ -57,6 +69,7 @@ def measure(
     inputs, labels = dataset.inputs[:count], dataset.labels[:count]
     if float64:
         network, inputs = network.double(), inputs.double()
+    inputs = normalise(inputs, means, stds)
     outputs = _outputs(network, inputs, model, data)
     binary = outputs == 1
     if not binary and outputs < dataset.classes:
@@ -89,6 +102,8 @@ def measure(
                 "model": model,
                 "data": data,
                 "rows": landscape.num_rows,
+                "mean": means,
+                "std": stds,
                 "parameters": landscape.num_parameters,
                 "loss_function": chosen,
                 "loss": value,

@@ -24,6 +24,10 @@ output = Console()
 errors = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Mean = Annotated[
+    str | None, typer.Option(help="Subtracted from the inputs in [0, 1]: a number a channel.")
+]
+Std = Annotated[str | None, typer.Option(help="What they are then divided by, a number a channel.")]
 Seed = Annotated[int, typer.Option(help="Of everything random in this command.")]
 
 

@@ -12,14 +12,16 @@ import typer
 
 from planimeter.cli.output import (
     AsJson,
+    Mean,
     Seed,
+    Std,
     errors,
     output,
     print_json,
     print_table,
     progress_bar,
 )
-from planimeter.data import binary_split, load
+from planimeter.data import binary_split, load, normalise
 from planimeter.landscape import refuse_non_finite
 from planimeter.losses import predicted_classes
 from planimeter.models.loading import load_model
@@ -38,6 +40,8 @@ def prior(
     ] = math.sqrt(2),
     sigma_b: Annotated[float, typer.Option(help="Of the initial biases.")] = 1.0,
     noise: Annotated[float, typer.Option(min=0.0, help="0 Heaviside, 1 probit.")] = 0.0,
+    mean: Mean = None,
+    std: Std = None,
     particles: Annotated[int, typer.Option(min=10, help="Of the Monte Carlo, a run.")] = 1000,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -49,12 +53,13 @@ def prior(
 
     Example: planimeter prior mymodels:fcn --checkpoint fcn.pt --data mnist --train 500 --test 100
     """
+    means, stds = numbers(mean), numbers(std)
     network = load_model(model, checkpoint, seed=seed).eval()
     refuse_non_finite(dict(network.named_parameters()))
     say_untrained(model, checkpoint, seed)
     hidden_layers(network)  # refuse an unknown architecture before any work
     split = binary_split(load(data), train=train, test=test, positive=classes(positive), seed=seed)
-    inputs = torch.cat([split.train_inputs, split.test_inputs])
+    inputs = normalise(torch.cat([split.train_inputs, split.test_inputs]), means, stds)
     labels = torch.cat([split.train_labels, split.test_labels])
     function = predict(network, inputs)
     wrong = function != labels
@@ -77,6 +82,8 @@ def prior(
         "data": data,
         "train": train,
         "test": test,
+        "mean": means,
+        "std": stds,
         "train_error": float(wrong[:train].double().mean()),
         "test_error": float(wrong[train:].double().mean()),
         "sigma_w": sigma_w,
@@ -119,6 +126,14 @@ def classes(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list of class numbers such as 5,6,7") from None
+
+
+def numbers(text: str | None) -> list[float] | None:
+    """`0.485,0.456,0.406` as numbers."""
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0.5,0.5,0.5") from None
 
 
 def predict(network: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
