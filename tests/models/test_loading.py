@@ -86,3 +86,18 @@ def test_missing_and_broken_files_are_explained(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"garbage")
     with pytest.raises(InputError, match="not a readable safetensors"):
         load_checkpoint(torch.nn.Linear(1, 1), tmp_path / "x.safetensors")
+
+
+def test_the_counter_that_old_pytorch_did_not_save_may_be_missing(tmp_path):
+    source, path = torch.nn.BatchNorm1d(3), tmp_path / "weights.pt"
+    source(torch.rand(4, 3))
+    state = source.state_dict()
+    del state["num_batches_tracked"]
+    torch.save(state, path)
+    target = torch.nn.BatchNorm1d(3)
+    load_checkpoint(target, path)
+    assert torch.equal(target.running_mean, source.running_mean)
+    del state["running_mean"]
+    torch.save(state, path)
+    with pytest.raises(InputError, match="no tensor 'running_mean'"):
+        load_checkpoint(target, path)

@@ -62,7 +62,8 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
 
     Reads safetensors, or `torch.save` files of tensors alone (nothing is unpickled freely). A
     dict with a `state_dict` or `model` entry is unwrapped, and a `module.` prefix
-    (DataParallel) or `_orig_mod.` prefix (torch.compile) is dropped.
+    (DataParallel) or `_orig_mod.` prefix (torch.compile) is dropped. BatchNorm's
+    `num_batches_tracked`, which evaluation does not use, may be missing.
 
     Raises:
         InputError: the file is missing or unreadable, or a tensor is missing, superfluous or of
@@ -71,6 +72,8 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     tensors = {_bare(name): value for name, value in _read(path).items()}
     expected = model.state_dict()
     for name, value in expected.items():
+        if name.endswith("num_batches_tracked"):  # old PyTorch did not save this counter
+            tensors.setdefault(name, value)
         if name not in tensors:
             raise InputError(f"checkpoint {path} has no tensor {name!r}, which the model needs")
         if tensors[name].shape != value.shape:
