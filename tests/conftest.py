@@ -6,10 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from sklearn.datasets import load_digits
 
 from planimeter.landscape import LossLandscape
 from planimeter.study.spec import Study, parse_study
+
+settings.register_profile("planimeter", deadline=None)  # a timing is never a test
+settings.load_profile("planimeter")
 
 
 @pytest.fixture(autouse=True)

@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints the message alone and exits with code 2.
     """
+
+
+class MeasurementWarning(UserWarning):
+    """A measurement went on in another way than asked, and its message says how and why."""

@@ -6,6 +6,7 @@ Every loss here is a mean over the rows of a batch, as `LossLandscape` requires.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Shaped
@@ -55,3 +56,72 @@ def predicted_classes(outputs: Float[Tensor, n * c]) -> Shaped[Tensor, " n"]:
     if outputs.ndim == 1 or outputs.shape[1] == 1:
         return (outputs.reshape(-1) > 0).long()
     return outputs.argmax(dim=1)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """The distribution p(y|h) of which a loss is the negative logarithm, up to factor and constant.
+
+    Arguments:
+        sample: outputs and a generator to targets drawn from p(y|h).
+        terms: outputs to the number of losses that are averaged within one row.
+    """
+
+    sample: Callable[[Tensor, torch.Generator], Tensor]
+    terms: Callable[[Tensor], int]
+
+
+def likelihood_of(loss: Loss) -> Likelihood:
+    r"""The likelihood behind a loss: categorical, Bernoulli, or Gaussian of variance 1/2.
+
+    Raises:
+        InputError: the loss is none of those known; names them.
+    """
+    plain = (
+        getattr(loss, "reduction", "mean") == "mean"
+        and getattr(loss, "label_smoothing", 0.0) == 0.0
+        and getattr(loss, "weight", None) is None
+        and getattr(loss, "pos_weight", None) is None
+    )
+    for functions, module, likelihood in _LIKELIHOODS:
+        if plain and (loss in functions or isinstance(loss, module)):
+            return likelihood
+    raise InputError(
+        f"no likelihood is known for the loss {getattr(loss, '__name__', type(loss).__name__)!r}: "
+        f"labels can be drawn for cross_entropy, binary_cross_entropy and mse_loss (plain means, "
+        f"without weights or label smoothing)"
+    )
+
+
+def _categorical(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    p = torch.softmax(outputs.detach().double(), dim=1).movedim(1, -1)
+    drawn = torch.multinomial(p.reshape(-1, p.shape[-1]), 1, generator=generator)
+    return drawn.reshape(p.shape[:-1])
+
+
+def _bernoulli(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.bernoulli(torch.sigmoid(outputs.detach()), generator=generator)
+
+
+def _gaussian(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.empty_like(outputs.detach()).normal_(generator=generator)
+    return outputs.detach() + noise / 2**0.5
+
+
+_LIKELIHOODS: list[tuple[tuple[Loss, ...], type, Likelihood]] = [
+    (
+        (torch.nn.functional.cross_entropy,),
+        torch.nn.CrossEntropyLoss,
+        Likelihood(_categorical, lambda h: h.numel() // (h.shape[0] * h.shape[1])),
+    ),
+    (
+        (binary_cross_entropy, torch.nn.functional.binary_cross_entropy_with_logits),
+        torch.nn.BCEWithLogitsLoss,
+        Likelihood(_bernoulli, lambda h: h.numel() // h.shape[0]),
+    ),
+    (
+        (torch.nn.functional.mse_loss,),
+        torch.nn.MSELoss,
+        Likelihood(_gaussian, lambda h: h.numel() // h.shape[0]),
+    ),
+]

@@ -1,205 +1,434 @@
-r"""A mean loss over batches, and its gradient, Hessian and Gauss-Newton products.
+r"""Products of a curvature with vectors, by the fastest way that a model and its memory allow.
 
-With batches :math:`b` of :math:`n_b` rows and mean losses :math:`L_b`,
+What does not depend on the vector is computed once and kept, batch by batch, for as long as it
+fits into a memory budget; the rest of the batches is computed anew for every product. There are
 
-.. math:: L = \sum_b \tfrac{n_b}{N} L_b, \qquad
-          H v = \sum_b \tfrac{n_b}{N} \nabla (\nabla L_b \cdot v), \qquad
-          G v = \sum_b \tfrac{n_b}{N} J_b^T (\nabla^2_h \ell_b)\, J_b v,
+* ``tape``: the operations of forward over reverse differentiation that touch the vector, with the
+  values they need (`planimeter.operators.tape`); k vectors at once when that is faster;
+* ``graph``: autograd's graph of the gradient;
+* ``forward`` and ``reverse``: the same two without keeping anything.
 
-so batches weigh by their size (uneven last batches are the classic silent error). Sums accumulate
-in float64.
+The first product is computed by tape and by graph. They must agree, or the tape is not used and a
+warning says so; the faster one is kept.
 """
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planimeter.errors import InputError
-from planimeter.losses import Loss
+from planimeter.errors import InputError, MeasurementWarning
+from planimeter.operators.batches import Batch, BatchedLoss, Parameters, first_non_finite
+from planimeter.operators.curvatures import Curvature, Directions, LinearMap
+from planimeter.operators.memory import free_memory, is_out_of_memory
+from planimeter.operators.tape import Tape, TapeError, record, tensor_bytes
 
-Parameters = dict[str, Tensor]
-Batch = tuple[Tensor, Tensor]
+STRATEGIES = ("auto", "tape", "graph", "recompute")
+BLOCK = 8
+"""Vectors of a block product."""
+SLOWER = 1.3
+"""A tape is given up for a graph that is faster by this factor, so that noise decides nothing."""
 
 
-@dataclass(frozen=True)
-class BatchedLoss:
-    """The mean of `loss(forward(parameters, inputs), targets)` over all rows of all batches.
+class Products:
+    """v -> A v for a curvature A of a loss, float64 in and out.
 
     Arguments:
-        forward: outputs of the network as a function of its parameters and inputs.
-        loss: mean loss over the rows of a batch.
-        batches: makes a fresh pass over the batches, the same ones every time.
-        single: whether that pass is one batch, whose first-order graph is then worth keeping.
+        curvature: which matrix.
+        function: the loss.
+        parameters: where.
+        mode: the context in which the model runs.
+        memory_budget: bytes that may be kept between products; None for half of what is free.
+        strategy: "auto" (as above), or "tape", "graph", "recompute" to insist.
+        compile: translate tapes with torch.compile, and check them against the eager ones.
     """
 
-    forward: Callable[[Parameters, Tensor], Tensor]
-    loss: Loss
-    batches: Callable[[], Iterator[Batch]]
-    single: bool
+    def __init__(
+        self,
+        curvature: Curvature,
+        function: BatchedLoss,
+        parameters: Parameters,
+        mode: Callable[[], AbstractContextManager[None]],
+        *,
+        memory_budget: int | None = None,
+        strategy: str = "auto",
+        compile: bool = False,
+    ) -> None:
+        if strategy not in STRATEGIES:
+            raise InputError(f"no strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
+        if memory_budget is not None and memory_budget < 0:
+            raise InputError(f"memory_budget must not be negative, got {memory_budget} bytes")
+        self.curvature, self.function, self.mode = curvature, function, mode
+        self.parameters = {name: value.detach() for name, value in parameters.items()}
+        self.shapes = [value.shape for value in self.parameters.values()]
+        self.sizes = [value.numel() for value in self.parameters.values()]
+        self.dtypes = [value.dtype for value in self.parameters.values()]
+        self.device = next(iter(self.parameters.values())).device
+        self.precision = max(torch.finfo(dtype).eps for dtype in self.dtypes)
+        self.memory_budget, self.wanted, self.compiled = memory_budget, strategy, compile
+        self.budget = 0
+        self._buffers = [
+            torch.empty(value.shape, dtype=value.dtype, device=self.device)
+            for value in self.parameters.values()
+        ]
+        self._views = [buffer.view(-1) for buffer in self._buffers]
+        self._reset()
 
-    def batch_loss(self, parameters: Parameters, batch: Batch, index: int = 0) -> Float[Tensor, ""]:
-        """Mean loss of one batch; refuses losses that are not finite or not scalars."""
-        inputs, targets = batch
-        value = self.loss(self.forward(parameters, inputs), targets)
-        if value.ndim != 0:
-            raise InputError(
-                f"the loss must be a mean over the batch (a scalar), it returned shape "
-                f"{tuple(value.shape)}: use reduction='mean'"
-            )
-        if not bool(torch.isfinite(value)):
-            raise InputError(
-                f"the loss is {value.item()} on batch {index}: check the parameters and the data"
-            )
-        return value
+    def _reset(self) -> None:
+        self.strategy: str | None = None  # decided by the first product
+        self.kept: list[tuple[float, LinearMap]] = []
+        self.kept_bytes, self.all_kept = 0, False
+        self.blocks: list[Tape] | None = None
+        self.block_decided = False
 
-    def weighted(self) -> Iterator[tuple[int, float, Batch]]:
-        """Batches with their index and their number of rows."""
-        for index, batch in enumerate(self.batches()):
-            yield index, float(len(batch[1])), batch
+    # -- products ----------------------------------------------------------------------------
 
+    def __call__(self, vectors: Float[Tensor, " P *k"]) -> Float[Tensor, " P *k"]:
+        """A v, or A V for the columns of V."""
+        columns = vectors if vectors.ndim == 2 else vectors[:, None]
+        result: Tensor = self._surviving(lambda: self._columns(columns))
+        return result if vectors.ndim == 2 else result[:, 0]
 
-def mean_loss(function: BatchedLoss, parameters: Parameters) -> float:
-    """L, in float64."""
-    total, rows = 0.0, 0.0
-    with torch.no_grad():
-        for index, weight, batch in function.weighted():
-            total += weight * float(function.batch_loss(parameters, batch, index))
-            rows += weight
-    if not rows:
-        raise InputError("the data has no batches")
-    return total / rows
+    def _surviving(self, compute: Callable[[], Tensor]) -> Tensor:
+        """`compute()`, with less kept and on smaller pieces for as long as memory runs out."""
+        while True:
+            try:
+                return compute()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.kept and self.wanted == "auto":
+                    warnings.warn(
+                        "out of memory: going on without keeping what products have in common",
+                        MeasurementWarning,
+                        stacklevel=5,
+                    )
+                    self.wanted = "recompute"
+                else:
+                    self.function.shrink(str(error))
+                self._reset()
 
+    def _columns(self, columns: Float[Tensor, "P k"]) -> Float[Tensor, "P k"]:
+        if self.strategy is None:
+            with self.mode():
+                self._decide(self._directions(columns[:, 0]))
+        count = columns.shape[1]
+        if count == 1:
+            return self._one(columns[:, 0])[:, None]
+        if count >= BLOCK and self.all_kept and self.strategy == "tape":
+            if not self.block_decided:
+                self._decide_block(columns[:, :BLOCK])
+            if self.blocks is not None:
+                whole = count - count % BLOCK
+                parts = [self._block(c) for c in columns[:, :whole].split(BLOCK, dim=1)]
+                parts += [self._one(c)[:, None] for c in columns[:, whole:].unbind(1)]
+                return torch.cat(parts, dim=1)
+        return torch.stack([self._one(c) for c in columns.unbind(1)], dim=1)
 
-def gradient(function: BatchedLoss, parameters: Parameters) -> Float[Tensor, " P"]:
-    """The gradient of L, flat; parameters that the loss does not use give zeros."""
-    with torch.enable_grad():  # also for a caller inside torch.no_grad()
-        return _gradient(function, _leaves(parameters))
-
-
-def _gradient(function: BatchedLoss, leaves: Parameters) -> Float[Tensor, " P"]:
-    total, rows = torch.zeros((), dtype=torch.float64), 0.0
-    for index, weight, batch in function.weighted():
-        value = function.batch_loss(leaves, batch, index)
-        total = total.to(value.device) + weight * flatten(_grads(value, leaves))
-        rows += weight
-    return total / rows
-
-
-def hessian_product(
-    function: BatchedLoss, parameters: Parameters
-) -> Callable[[Float[Tensor, " P"]], Float[Tensor, " P"]]:
-    """v -> H v by differentiating the gradient twice.
-
-    The graph of the gradient is built once and kept when the data is a single batch; that halves
-    the cost of every product after the first.
-    """
-    leaves = _leaves(parameters)
-
-    def gradient_graph(index: int, batch: Batch) -> list[Tensor]:
-        with torch.enable_grad():
-            value = function.batch_loss(leaves, batch, index)
-            return _grads(value, leaves, create_graph=True)
-
-    kept: list[tuple[float, list[Tensor]]] = []
-
-    def graphs() -> Iterator[tuple[float, list[Tensor]]]:
-        if not function.single:
-            for index, weight, batch in function.weighted():
-                yield weight, gradient_graph(index, batch)
-            return
-        if not kept:
-            index, weight, batch = next(function.weighted())
-            kept.append((weight, gradient_graph(index, batch)))
-        yield kept[0]
-
-    def product(v: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
-        directions = unflatten(v, leaves)
+    def _one(self, v: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+        directions = self._directions(v)
+        if self.all_kept and len(self.kept) == 1:
+            result = torch.empty_like(v)
+            for piece, part in zip(
+                result.split(self.sizes), self.kept[0][1](directions), strict=True
+            ):
+                piece.copy_(part.reshape(-1))
+            return self._finite(result, directions)
         total, rows = torch.zeros_like(v), 0.0
-        for weight, grads in graphs():
+        for weight, product in self._maps():
+            for piece, part in zip(total.split(self.sizes), product(directions), strict=True):
+                piece.add_(part.reshape(-1), alpha=weight)
             rows += weight
-            # A gradient without a graph is constant (the loss is linear there): it adds nothing.
-            live = [
-                (g, d) for g, d in zip(grads, directions.values(), strict=True) if g.requires_grad
-            ]
-            if not live:
-                continue
-            second = torch.autograd.grad(
-                [g for g, _ in live],
-                list(leaves.values()),
-                [d for _, d in live],
-                retain_graph=function.single,
-                materialize_grads=True,
-            )
-            total += weight * flatten(list(second))
-        return total / rows
+        return self._finite(total / rows, directions)
 
-    return product
-
-
-def gauss_newton_product(
-    function: BatchedLoss, parameters: Parameters
-) -> Callable[[Float[Tensor, " P"]], Float[Tensor, " P"]]:
-    """v -> G v: a forward derivative, the loss's own output Hessian, a backward derivative."""
-    frozen = {name: value.detach() for name, value in parameters.items()}
-
-    def product(v: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
-        directions = unflatten(v, frozen)
-        total, rows = torch.zeros_like(v), 0.0
-        for _, weight, (inputs, targets) in function.weighted():
-
-            def outputs_of(p: Parameters, x: Tensor = inputs) -> Tensor:
-                return function.forward(p, x)
-
-            def loss_of(outputs: Tensor, y: Tensor = targets) -> Tensor:
-                return function.loss(outputs, y)
-
-            outputs, pushed = torch.func.jvp(outputs_of, (frozen,), (directions,))
-            with torch.enable_grad():
-                leaf = outputs.detach().requires_grad_()
-                (slope,) = torch.autograd.grad(loss_of(leaf), leaf, create_graph=True)
-                curved = (
-                    torch.autograd.grad(slope, leaf, pushed.detach(), materialize_grads=True)[0]
-                    if slope.requires_grad
-                    else torch.zeros_like(leaf)
-                )
-                leaves = _leaves(frozen)
-                value = (outputs_of(leaves) * curved).sum()
-                total += weight * flatten(_grads(value, leaves))
-            rows += weight
-        return total / rows
-
-    return product
-
-
-def flatten(tensors: list[Tensor]) -> Float[Tensor, " P"]:
-    """One flat float64 vector, in the order given."""
-    return torch.cat([t.detach().reshape(-1).to(torch.float64) for t in tensors])
-
-
-def unflatten(vector: Float[Tensor, " P"], like: Parameters) -> Parameters:
-    """The inverse of `flatten`: named tensors with the shapes and dtypes of `like`."""
-    pieces = vector.split([t.numel() for t in like.values()])
-    return {
-        name: piece.reshape(t.shape).to(t.dtype)
-        for (name, t), piece in zip(like.items(), pieces, strict=True)
-    }
-
-
-def _leaves(parameters: Parameters) -> Parameters:
-    return {name: value.detach().requires_grad_() for name, value in parameters.items()}
-
-
-def _grads(value: Tensor, leaves: Parameters, *, create_graph: bool = False) -> list[Tensor]:
-    """Derivatives of a scalar; zeros for parameters that do not reach it."""
-    if not value.requires_grad:
-        return [torch.zeros_like(leaf) for leaf in leaves.values()]
-    return list(
-        torch.autograd.grad(
-            value, list(leaves.values()), create_graph=create_graph, materialize_grads=True
+    def _block(self, columns: Float[Tensor, "P k"]) -> Float[Tensor, "P k"]:
+        assert self.blocks is not None
+        directions = self._directions(columns.T)
+        weights = [weight for weight, _ in self.kept]
+        total = sum(
+            weight * torch.cat([t.flatten(1) for t in tape(directions)], dim=1).double()
+            for weight, tape in zip(weights, self.blocks, strict=True)
         )
-    )
+        assert isinstance(total, Tensor)
+        return self._finite(total.T / sum(weights), directions)
+
+    def _maps(self) -> Iterator[tuple[float, LinearMap]]:
+        """Every piece of the data as a linear map with its rows."""
+        yield from self.kept
+        if self.all_kept:
+            return
+        with self.mode():
+            for number, (index, weight, batch) in enumerate(self.function.pieces()):
+                if number >= len(self.kept):
+                    yield weight, self._unkept(batch, index)
+
+    def _unkept(self, batch: Batch, index: int) -> LinearMap:
+        if self.strategy in ("tape", "forward"):
+            return self.curvature.forward(self.function, self.parameters, batch)
+        return self.curvature.graph(self.function, self.parameters, batch, index)
+
+    # -- deciding, on the first product ------------------------------------------------------
+
+    def _decide(self, directions: Directions) -> None:
+        """Choose how to compute, and keep what fits."""
+        free = free_memory(self.device)
+        budget = free // 2 if self.memory_budget is None else self.memory_budget
+        self.budget = budget
+        pieces = self.function.pieces()
+        first = next(pieces, None)
+        if first is None:
+            raise InputError("the data has no batches")
+        index, weight, batch = first
+        # Looks at the loss before anything is differentiated, for errors in words.
+        with torch.no_grad():
+            self.function.batch_loss(self.parameters, batch, index)
+        tape, size = self._chosen(batch, index, directions)
+        self.strategy = "tape" if tape is not None else "graph"
+        if self.wanted == "recompute" or size > budget:
+            del tape
+            self._decide_recomputed(batch, index, directions, size)
+            return
+        self._keep(weight, tape or self._unkept(batch, index), size)
+        for index, weight, batch in pieces:
+            if self.kept_bytes + size * weight / self.kept[0][0] > budget:
+                return
+            if self.strategy == "tape":
+                try:
+                    another = self._recorded(batch, directions)
+                except TapeError:
+                    return
+                self._keep(weight, another, tensor_bytes(another.constants))
+            else:
+                self._keep(weight, self._unkept(batch, index), int(size))
+        self.all_kept = True
+
+    def _keep(self, weight: float, product: LinearMap, size: int) -> None:
+        self.kept.append((weight, product))
+        self.kept_bytes += size
+
+    def _chosen(self, batch: Batch, index: int, directions: Directions) -> tuple[Tape | None, int]:
+        """A tape that agrees with the graph and is not slower, or None; and the bytes to keep."""
+        graph, saved, failure = None, _Bytes(), ""
+        try:
+            with saved:
+                graph = self.curvature.graph(self.function, self.parameters, batch, index)
+            expected = graph(directions)
+            slow = seconds(lambda: graph(directions), self.device) if self.wanted == "auto" else 0.0
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error) or isinstance(error, InputError):
+                raise
+            failure, expected = str(error).splitlines()[0], None
+        if self.wanted == "graph" and expected is not None:
+            return None, saved.total
+        try:
+            tape = self._recorded(batch, directions)
+            found = tape(directions)
+        except (TapeError, RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error) or isinstance(error, InputError):
+                raise
+            if expected is None:
+                raise InputError(
+                    f"the {self.curvature.name} cannot be computed: an operation of the model or "
+                    f"the loss has no second derivative ({failure}; {str(error).splitlines()[0]})"
+                ) from error
+            if self.wanted == "tape":
+                raise InputError(f"the model cannot be recorded on a tape: {error}") from error
+            return None, saved.total
+        if expected is not None:
+            if not self._agree(found, expected):
+                warnings.warn(
+                    f"two ways to compute a product with the {self.curvature.name} differ by "
+                    f"{_difference(found, expected):.1e}: going on with autograd's graph",
+                    MeasurementWarning,
+                    stacklevel=7,
+                )
+                return None, saved.total
+            if self.wanted == "auto" and seconds(lambda: tape(directions), self.device) > slow:
+                assert graph is not None
+                fast = min(seconds(lambda: tape(directions), self.device) for _ in range(3))
+                slow = min(seconds(lambda: graph(directions), self.device) for _ in range(3))
+                if fast > SLOWER * slow:
+                    return None, saved.total
+        return tape, tensor_bytes(tape.constants)
+
+    def _decide_recomputed(
+        self, batch: Batch, index: int, directions: Directions, size: int
+    ) -> None:
+        """Forward or reverse, on pieces that fit into the budget and a half of the batch's rows."""
+
+        def forward() -> Directions:
+            return self.curvature.forward(self.function, self.parameters, batch)(directions)
+
+        def reverse() -> Directions:
+            product = self.curvature.graph(self.function, self.parameters, batch, index)
+            return product(directions)
+
+        times = {}
+        for name, way in (("forward", forward), ("reverse", reverse)):
+            try:
+                times[name] = seconds(way, self.device)
+            except (RuntimeError, NotImplementedError) as error:
+                if is_out_of_memory(error):
+                    raise
+        slower = max(times, key=lambda name: times[name])
+        self.strategy = "forward"
+        if "forward" not in times or (slower == "forward" and len(times) == 2):
+            ratio = times.get("forward", float("inf")) / times["reverse"]
+            self.strategy = "reverse" if ratio > SLOWER else "forward"
+        rows = len(batch[1])
+        if self.function.separable and rows >= 2 * BLOCK:
+            pieces = 2
+            while size / pieces > self.budget and rows // (2 * pieces) >= BLOCK:
+                pieces *= 2
+            self.function.rows = min(-(-rows // pieces), self.function.rows or rows)
+
+    def _recorded(self, batch: Batch, directions: Directions) -> Tape:
+        product = self.curvature.forward(self.function, self.parameters, batch)
+        tape = record(lambda *tensors: product(list(tensors)), directions)
+        if self.compiled:
+            self._compile(tape, directions)
+        return tape
+
+    def _compile(self, tape: Tape, directions: Directions) -> None:
+        """Translate a tape, and take the translation back where its result differs."""
+        expected, eager = tape(directions), tape.run
+        try:
+            tape.compile()
+            found = tape(directions)
+        except Exception as error:  # whatever the compiler raises
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        else:
+            if self._agree(found, expected):
+                return
+            reason = f"its result differs by {_difference(found, expected):.1e}"
+        tape.run = eager
+        warnings.warn(
+            f"the compiled product is not used, going on with the eager one: {reason}",
+            MeasurementWarning,
+            stacklevel=8,
+        )
+
+    def _decide_block(self, columns: Float[Tensor, "P k"]) -> None:
+        """Whether blocks of vectors are faster than one after the other.
+
+        Convolutions gain nothing from blocks, matrix products do.
+        """
+        self.block_decided = True
+        if self.wanted == "recompute" or self.compiled:
+            return
+        tapes = [tape for _, tape in self.kept if isinstance(tape, Tape)]
+        if any(t.has_convolutions for t in tapes) or BLOCK * self.kept_bytes > self.budget:
+            return
+        directions = self._directions(columns.T)
+        singles = [[t.clone() for t in self._directions(c)] for c in columns.unbind(1)]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of vmap, about operations without a fast rule
+                blocks = [tape.batched(directions) for tape in tapes]
+            found = blocks[0](directions)
+        except (TapeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            return
+        expected = [torch.stack(ts) for ts in zip(*map(tapes[0], singles), strict=True)]
+        if not self._agree(found, expected):
+            return
+
+        def one_by_one() -> None:
+            for single in singles:
+                tapes[0](single)
+
+        block = min(seconds(lambda: blocks[0](directions), self.device) for _ in range(2))
+        if block <= seconds(one_by_one, self.device) or block <= seconds(one_by_one, self.device):
+            self.blocks = blocks
+
+    def _agree(self, found: Directions, expected: Directions) -> bool:
+        return _difference(found, expected) <= self.precision**0.5
+
+    # -- vectors -------------------------------------------------------------------------------
+
+    def _directions(self, vectors: Float[Tensor, "*k P"]) -> Directions:
+        """A flat vector, or rows of them, as tensors of the parameters' shapes and dtypes.
+
+        A single vector goes through a buffer: allocating costs small networks more than copying.
+        """
+        if vectors.ndim == 1:
+            for view, piece in zip(self._views, vectors.split(self.sizes), strict=True):
+                view.copy_(piece)
+            return self._buffers
+        pieces = vectors.split(self.sizes, dim=-1)
+        lead = vectors.shape[:-1]
+        return [
+            piece.to(dtype).reshape(*lead, *shape)
+            for piece, shape, dtype in zip(pieces, self.shapes, self.dtypes, strict=True)
+        ]
+
+    def _finite(self, result: Tensor, directions: Directions) -> Tensor:
+        """The result itself; an error in words where it is not finite."""
+        if bool(torch.isfinite(result.sum())) or bool(torch.isfinite(result).all()):
+            return result
+        single = [
+            d if d.ndim == len(s) else d[0] for d, s in zip(directions, self.shapes, strict=True)
+        ]
+        for number, (_, product) in enumerate(self._maps()):
+            parts = dict(zip(self.parameters, product(single), strict=True))
+            name = first_non_finite(parts)
+            if name is not None:
+                raise InputError(
+                    f"a product with the {self.curvature.name} is not finite in parameter "
+                    f"{name!r}, on batch {number}: the network overflows {self.dtypes[0]} there"
+                )
+        raise InputError(f"a product with the {self.curvature.name} is not finite")
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Wall time of a call, all of its work on the device included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _flat(tensors: Directions) -> Float[Tensor, " P"]:
+    flat = torch.cat([t.detach().reshape(-1) for t in tensors])
+    # A copy in any case, so that no inference tensor gets out.
+    return flat.to(torch.float64, copy=True)
+
+
+def _difference(found: Directions, expected: Directions) -> float:
+    """Relative, in the Euclidean norm over all parameters."""
+    one, other = _flat(found), _flat(expected)
+    scale = max(float(one.norm()), float(other.norm()))
+    return float((one - other).norm()) / scale if scale > 0 else 0.0
+
+
+class _Bytes:
+    """Counts the bytes that autograd saves for a graph inside."""
+
+    def __init__(self) -> None:
+        self.storages: dict[int, int] = {}
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda saved: saved)
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        self.storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    @property
+    def total(self) -> int:
+        return sum(self.storages.values())
+
+    def __enter__(self) -> None:
+        self.hooks.__enter__()
+
+    def __exit__(self, *failure: object) -> None:
+        self.hooks.__exit__(*failure)

@@ -185,7 +185,10 @@ def test_nan_parameters_are_named(small_net, small_data):
     [
         (iter([(torch.ones(2, 5), torch.zeros(2).long())]), "iterated again"),
         ((torch.ones(3, 5), torch.zeros(2).long()), "3 inputs and 2 targets"),
-        ((torch.full((2, 5), float("inf")), torch.zeros(2).long()), "inputs contain values"),
+        (
+            (torch.full((2, 5), float("inf")), torch.zeros(2).long()),
+            "inputs of data contain values",
+        ),
     ],
 )
 def test_unusable_data_is_refused(small_net, data, message):
@@ -216,7 +219,7 @@ def test_a_loss_that_is_no_mean_over_rows_is_refused(small_net, small_data):
 def test_empty_and_misshapen_loaders_are_refused(small_net):
     with pytest.raises(InputError, match="no batches"):
         LossLandscape(small_net, cross_entropy, [])
-    with pytest.raises(InputError, match="pair of tensors"):
+    with pytest.raises(InputError, match="dict without targets"):
         LossLandscape(small_net, cross_entropy, [{"x": torch.ones(2, 5)}])
     with pytest.raises(InputError, match="batch_size"):
         LossLandscape(small_net, cross_entropy, (torch.ones(2, 5), torch.ones(2)), batch_size=0)

@@ -1,0 +1,398 @@
+r"""A model, a loss and data as one function :math:`L(\theta)` of a flat parameter vector.
+
+.. math:: L(\theta) = \frac1N \sum_{n=1}^N \ell(h(x_n; \theta), y_n).
+
+A landscape is immutable: it keeps its own copy of the parameters and buffers, so training the
+model afterwards does not change it, and measuring never changes the model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from planimeter.errors import InputError
+from planimeter.landscape.data import BatchData
+from planimeter.landscape.modes import batch_norms, evaluation_mode, has_dropout
+from planimeter.losses import Loss, likelihood_of, predicted_classes
+from planimeter.operators import CurvatureOperator
+from planimeter.operators.batches import (
+    Batch,
+    BatchedLoss,
+    Inputs,
+    Parameters,
+    cut_rows,
+    flatten,
+    gradient,
+    mean_loss,
+    unflatten,
+)
+from planimeter.operators.curvatures import (
+    Curvature,
+    GaussNewton,
+    Hessian,
+    empirical_fisher_curvature,
+    loss_curvature,
+    monte_carlo_fisher_curvature,
+)
+from planimeter.operators.operator import consecutive
+from planimeter.operators.products import Products
+
+DEFAULT_ROWS = 2048
+
+
+class LossLandscape:
+    """The loss of a model on data, as a function of its parameters.
+
+    The parameters are those that require gradients, each tied one counted once, in the order of
+    `model.named_parameters()`. The model runs in evaluation mode (BatchNorm uses its running
+    statistics, dropout is off); its training flags and buffers are left as they were.
+
+    Arguments:
+        model: any module that returns a tensor, or an object or dict with `logits`; called with
+            the inputs, tuples as its arguments and dicts as its keyword arguments.
+        loss: `loss(outputs, targets)`, a **mean** over the rows of a batch.
+        data: tensors (inputs, targets), or an iterable of batches that can be iterated again and
+            gives the same rows every time. Inputs are a tensor, or a tuple or dict of tensors; a
+            batch may also be a tuple that ends with the targets, or a dict with "labels".
+        batch_size: rows a batch when `data` is tensors; the result does not depend on it, except
+            with `batch_norm="train-frozen-buffers"`.
+        batch_norm: "eval", or "train-frozen-buffers" for the statistics of each batch with the
+            running ones left alone.
+        memory_budget: bytes that products with a curvature may keep from one to the next; None for
+            half of the free memory at the first product.
+        products: how they are computed: "auto" measures, "tape", "graph" and "recompute" insist
+            (`planimeter.operators.products`).
+        compile: translate products with torch.compile; checked against the eager ones.
+
+    Raises:
+        InputError: a parameter is not finite, none requires a gradient, the data is empty, of
+            unequal lengths, can be iterated only once or differs from pass to pass; the model is
+            random; or the data has several batches and the loss is no mean over rows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: tuple[Inputs, Tensor] | Iterable[Any],
+        *,
+        batch_size: int | None = None,
+        batch_norm: str = "eval",
+        memory_budget: int | None = None,
+        products: str = "auto",
+        compile: bool = False,
+    ) -> None:
+        self.model, self.loss_function = model, loss
+        self.batch_norm = batch_norm
+        self.mode = partial(evaluation_mode, model, batch_norm)
+        self.parameters: Parameters = {
+            name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad
+        }
+        if not self.parameters:
+            raise InputError("no parameter of the model requires a gradient: nothing to measure")
+        refuse_non_finite(self.parameters)
+        self._fixed: Parameters = {name: b.detach().clone() for name, b in model.named_buffers()}
+        self._fixed |= {
+            name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad
+        }
+        first = next(iter(self.parameters.values()))
+        self.device, self.dtype = first.device, first.dtype
+        self.num_parameters = sum(p.numel() for p in self.parameters.values())
+        self.data = BatchData(
+            data,
+            batch_size=DEFAULT_ROWS if batch_size is None else batch_size,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        mixes_rows = batch_norm != "eval" and bool(batch_norms(model))
+        self.function = BatchedLoss(
+            self.forward, loss, self.data.__iter__, separable=not mixes_rows
+        )
+        self._product_options: dict[str, Any] = {
+            "memory_budget": memory_budget,
+            "strategy": products,
+            "compile": compile,
+        }
+        self._operators: dict[Any, CurvatureOperator] = {}
+        self._check_deterministic()
+        if self.function.separable:
+            self._check_mean()
+
+    # -- the function and its derivatives --------------------------------------------------
+
+    @property
+    def theta(self) -> Float[Tensor, " P"]:
+        """The point at which the landscape is looked at, flat, float64."""
+        return flatten(list(self.parameters.values()))
+
+    def at(self, theta: Float[Tensor, " P"]) -> LossLandscape:
+        """The same landscape seen from other parameters."""
+        if theta.shape != (self.num_parameters,):
+            raise InputError(
+                f"theta has shape {tuple(theta.shape)}, the model {self.num_parameters} parameters"
+            )
+        other = copy.copy(self)
+        other.parameters = unflatten(theta.detach().to(self.device), self.parameters)
+        other._operators = {}
+        return other
+
+    def loss(self) -> float:
+        """L(theta), accumulated in float64."""
+        with self.mode():
+            return mean_loss(self.function, self.parameters)
+
+    def gradient(self) -> Float[Tensor, " P"]:
+        """The gradient of L at theta, flat, float64; zeros where the loss uses no parameter."""
+        with self.mode():
+            return gradient(self.function, self.parameters)
+
+    def hessian(self) -> CurvatureOperator:
+        r"""The Hessian :math:`\nabla^2 L(\theta)` as a matrix-free operator."""
+        return self._operator(Hessian(), self.function)
+
+    def gauss_newton(self) -> CurvatureOperator:
+        r"""The generalised Gauss-Newton matrix
+        :math:`\frac1N \sum_n J_n^T\, \nabla^2_h \ell(h_n, y_n)\, J_n` (granziol2020, Section 3).
+
+        Raises:
+            InputError: the loss is not convex in the outputs, so the matrix is not what the name
+                says.
+        """
+        self._check_convex()
+        return self._operator(GaussNewton("Gauss-Newton matrix", loss_curvature), self.function)
+
+    def empirical_fisher(self) -> CurvatureOperator:
+        r"""The second moment of the rows' gradients, :math:`\frac1N \sum_n g_n g_n^T` with
+        :math:`g_n = \nabla_\theta \ell(h(x_n; \theta), y_n)` and the data's own labels.
+
+        It is not the Fisher matrix (Kunstner et al. 2019), and at a minimum that fits the labels
+        it vanishes.
+        """
+        self._refuse_mixed_rows("empirical Fisher matrix")
+        kind = GaussNewton("empirical Fisher matrix", empirical_fisher_curvature)
+        return self._operator(kind, self.function)
+
+    def monte_carlo_fisher(self, samples: int = 1, seed: int = 0) -> CurvatureOperator:
+        r"""The Fisher matrix with labels drawn from the model,
+        :math:`\frac{1}{NS} \sum_{n,s} g_{ns} g_{ns}^T`; its mean over draws is the Gauss-Newton
+        matrix.
+
+        Arguments:
+            samples: S, labels drawn for each row, once: the operator is one fixed matrix.
+            seed: of the draws.
+
+        Raises:
+            InputError: no likelihood is known for the loss, or samples is below 1.
+        """
+        self._refuse_mixed_rows("Monte-Carlo Fisher matrix")
+        if samples < 1:
+            raise InputError(f"samples must be at least 1, got {samples}")
+        likelihood = likelihood_of(self.loss_function)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        drawn = []
+        with torch.no_grad(), self.mode():
+            for inputs, _ in self.data:
+                outputs = self.forward(self.parameters, inputs)
+                draws = [likelihood.sample(outputs, generator) for _ in range(samples)]
+                drawn.append(torch.stack(draws, dim=1))
+
+        def batches() -> Iterator[Batch]:
+            for (inputs, _), targets in zip(self.data, drawn, strict=True):
+                yield inputs, targets
+
+        curve = partial(monte_carlo_fisher_curvature, terms=likelihood.terms)
+        function = BatchedLoss(self.forward, self.loss_function, batches)
+        kind = GaussNewton("Monte-Carlo Fisher matrix", curve)
+        return self._operator(kind, function, samples, seed)
+
+    # -- what the data looks like through the model ------------------------------------------
+
+    @property
+    def num_rows(self) -> int:
+        """N, the number of rows of data."""
+        return sum(len(targets) for _, targets in self.data)
+
+    def accuracy(self) -> float:
+        """Fraction of rows whose predicted class is the target."""
+        right, rows = 0, 0
+        with torch.no_grad(), self.mode():
+            for _, _, (inputs, targets) in self.function.pieces():
+                predicted = predicted_classes(self.forward(self.parameters, inputs))
+                right += int((predicted.reshape(-1) == targets.reshape(-1).long()).sum())
+                rows += targets.numel()
+        return right / rows
+
+    def batches(self) -> Iterator[Batch]:
+        """One pass over the data, on the model's device, floating inputs in the model's dtype."""
+        return iter(self.data)
+
+    def minibatches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """One epoch of shuffled batches; a loader keeps its own batches and order."""
+        return self.data.shuffled(batch_size, generator)
+
+    def batch_gradient(self, theta: Float[Tensor, " P"], batch: Batch) -> Float[Tensor, " P"]:
+        """The gradient at `theta` of the loss of one batch, for stochastic ascent and descent."""
+        one = BatchedLoss(self.forward, self.loss_function, lambda: iter([batch]))
+        with self.mode():
+            return gradient(one, unflatten(theta, self.parameters))
+
+    def forward(self, parameters: Parameters, inputs: Inputs) -> Tensor:
+        """The model's outputs at given parameters, in whatever mode the model is in."""
+        state = {**self._fixed, **parameters}
+        arguments: tuple[Any, ...] = ()
+        keywords: dict[str, Any] = {}
+        if isinstance(inputs, dict):
+            keywords = inputs
+        else:
+            arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+        result = torch.func.functional_call(self.model, state, arguments, keywords)
+        if isinstance(result, Mapping) and "logits" in result:
+            result = result["logits"]
+        result = getattr(result, "logits", result)
+        if not isinstance(result, Tensor):
+            raise InputError(
+                f"the model returned a {type(result).__name__}; it has to return a tensor of "
+                f"outputs, or an object or dict with `logits`"
+            )
+        return result
+
+    def record(self) -> dict[str, Any]:
+        """How the model runs while it is measured, for records of results."""
+        norms = bool(batch_norms(self.model))
+        return {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "batch_norm": self.batch_norm if norms else "none",
+            "dropout": "off" if has_dropout(self.model) else "none",
+        }
+
+    # -- private ------------------------------------------------------------------------------
+
+    def _check_deterministic(self) -> None:
+        """Refuse a model that gives other outputs when it is run again."""
+        inputs, targets = next(iter(self.data))
+        inputs, state = cut_rows(inputs, slice(64), len(targets)), torch.get_rng_state()
+        try:
+            with torch.no_grad(), self.mode():
+                one = self.forward(self.parameters, inputs)
+                torch.manual_seed(1)
+                two = self.forward(self.parameters, inputs)
+        finally:
+            torch.set_rng_state(state)
+        scale = float(one.abs().max()) if one.numel() else 0.0
+        if float((one - two).abs().max()) > 100 * torch.finfo(self.dtype).eps * scale:
+            raise InputError(
+                "the model gives other outputs when it runs again: turn off what is random in it "
+                "(functional dropout, noise, stochastic depth) in evaluation mode"
+            )
+
+    def _check_mean(self) -> None:
+        """Refuse a loss that is no mean over rows, where batches could not be put together."""
+        batches = iter(self.data)
+        whole_batch = next(batches)
+        if next(batches, None) is None:
+            return
+        inputs, targets = (
+            cut_rows(whole_batch[0], slice(7), len(whole_batch[1])),
+            whole_batch[1][:7],
+        )
+        rows, cut = len(targets), len(targets) // 3
+        if cut == 0:
+            return
+
+        def part_loss(part: slice) -> float:
+            outputs = self.forward(self.parameters, cut_rows(inputs, part, rows))
+            return float(self.loss_function(outputs, targets[part]).mean())
+
+        with torch.no_grad(), self.mode():
+            whole, left, right = (part_loss(p) for p in (slice(None), slice(cut), slice(cut, None)))
+        parts = (cut * left + (rows - cut) * right) / rows
+        if abs(whole - parts) > 1e-2 * max(abs(whole), abs(parts)):
+            raise InputError(
+                f"the loss is not a mean over rows: {whole:.6g} on {rows} rows, but {parts:.6g} "
+                f"from {cut} and {rows - cut} of them put together; use reduction='mean', targets "
+                f"of the shape of the outputs, no ignored rows, or a batch_size for all rows"
+            )
+
+    def _check_convex(self) -> None:
+        """Refuse a loss with a negative curvature in some direction of the outputs."""
+        inputs, targets = next(iter(self.data))
+        inputs, targets = cut_rows(inputs, slice(8), len(targets)), targets[:8]
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad(), self.mode():
+            outputs = self.forward(self.parameters, inputs)
+        for _ in range(16):
+            v = torch.randn(outputs.shape, generator=generator).to(outputs)
+            curved = loss_curvature(self.function, outputs, targets, v)
+            bend, size = float((v * curved).sum()), float((v * curved).abs().sum())
+            if bend < -100 * torch.finfo(self.dtype).eps * size:
+                raise InputError(
+                    "the loss is not convex in the outputs (a direction of negative curvature was "
+                    "found), so its Gauss-Newton matrix is not positive: use hessian()"
+                )
+
+    def _refuse_mixed_rows(self, what: str) -> None:
+        if not self.function.separable:
+            raise InputError(
+                f"rows have no gradients of their own when BatchNorm uses the batch's statistics: "
+                f"use batch_norm='eval' for the {what}"
+            )
+
+    def _operator(
+        self, kind: Curvature, function: BatchedLoss, *key: int, names: tuple[str, ...] = ()
+    ) -> CurvatureOperator:
+        """One operator a matrix: what its products have in common is computed once."""
+        found = self._operators.get((kind.name, names, *key))
+        if found is None:
+            found = self._new_operator(kind, function, *key, names=names)
+            self._operators[kind.name, names, *key] = found
+        return found
+
+    def _new_operator(
+        self, kind: Curvature, function: BatchedLoss, *key: int, names: tuple[str, ...]
+    ) -> CurvatureOperator:
+        parameters, name = self.parameters, kind.name
+        if names:
+            held = {n: p for n, p in self.parameters.items() if n not in names}
+            parameters = {n: p for n, p in self.parameters.items() if n in names}
+            whole = function
+
+            def forward(p: Parameters, inputs: Inputs) -> Tensor:
+                return whole.forward({**held, **p}, inputs)
+
+            function = BatchedLoss(forward, whole.loss, whole.batches, whole.separable, whole.rows)
+            name = f"{name} restricted to {', '.join(names)}"
+        products = Products(kind, function, parameters, self.mode, **self._product_options)
+
+        def restrict(kept: list[str]) -> CurvatureOperator:
+            if len(kept) == len(self.parameters):
+                return self._operator(kind, self.function, *key)
+            return self._operator(kind, function, *key, names=tuple(kept))
+
+        return CurvatureOperator(
+            sum(p.numel() for p in parameters.values()),
+            products,
+            name,
+            consecutive({n: p.numel() for n, p in parameters.items()}),
+            self.device,
+            self.dtype,
+            None if names else restrict,
+        )
+
+
+def refuse_non_finite(parameters: Parameters) -> None:
+    """Raise an InputError that names the first parameter with NaN or infinite values."""
+    for name, value in parameters.items():
+        bad = int((~torch.isfinite(value)).sum())
+        if bad:
+            raise InputError(
+                f"parameter {name!r} has {bad} of {value.numel()} values that are not finite "
+                f"(NaN or infinity): the checkpoint or the training run is broken"
+            )

@@ -1,0 +1,203 @@
+r"""A mean loss over batches, its value and its gradient.
+
+With batches :math:`b` of :math:`n_b` rows and mean losses :math:`L_b`,
+
+.. math:: L = \sum_b \tfrac{n_b}{N} L_b, \qquad N = \sum_b n_b,
+
+so batches weigh by their size (uneven last batches are the classic silent error). Sums accumulate
+in float64. A batch that does not fit into memory is cut into halves, with a warning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from planimeter.errors import InputError, MeasurementWarning
+from planimeter.losses import Loss
+from planimeter.operators.memory import is_out_of_memory
+
+Parameters = dict[str, Tensor]
+Inputs = Any  # a tensor, or a tuple or dict of tensors, which the model takes as its arguments
+Batch = tuple[Inputs, Tensor]
+
+
+@dataclass
+class BatchedLoss:
+    """The mean of `loss(forward(parameters, inputs), targets)` over all rows of all batches.
+
+    Arguments:
+        forward: outputs of the network as a function of its parameters and inputs.
+        loss: mean loss over the rows of a batch.
+        batches: makes a fresh pass over the batches, the same ones every time.
+        separable: whether a batch may be cut into pieces (no layer mixes its rows).
+        rows: the most rows of a piece; falls when memory runs out.
+    """
+
+    forward: Callable[[Parameters, Inputs], Tensor]
+    loss: Loss
+    batches: Callable[[], Iterator[Batch]]
+    separable: bool = True
+    rows: int | None = field(default=None)
+
+    def batch_loss(self, parameters: Parameters, batch: Batch, index: int = 0) -> Float[Tensor, ""]:
+        """Mean loss of one batch; refuses losses that are not finite or not scalars."""
+        inputs, targets = batch
+        value = self.loss(self.forward(parameters, inputs), targets)
+        if value.ndim != 0:
+            raise InputError(
+                f"the loss must be a mean over the batch (a scalar), it returned shape "
+                f"{tuple(value.shape)}: use reduction='mean'"
+            )
+        if not bool(torch.isfinite(value)):
+            raise InputError(
+                f"the loss is {value.item()} on batch {index}: {_culprit(parameters, inputs)}"
+            )
+        return value
+
+    def pieces(self) -> Iterator[tuple[int, float, Batch]]:
+        """Batches, cut to at most `rows` rows, with the batch's index and their own rows."""
+        for index, batch in enumerate(self.batches()):
+            inputs, targets = batch
+            size = len(targets)
+            if self.rows is None or size <= self.rows or not self.separable:
+                yield index, float(size), batch
+                continue
+            for start in range(0, size, self.rows):
+                part = slice(start, start + self.rows)
+                cut = cut_rows(inputs, part, size), targets[part]
+                yield index, float(len(cut[1])), cut
+
+    def surviving(self, compute: Callable[[], Any]) -> Any:
+        """`compute()`, again on smaller pieces for as long as memory runs out."""
+        while True:
+            try:
+                return compute()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.shrink(str(error))
+
+    def shrink(self, reason: str) -> None:
+        """Halve the rows of a piece, and say so.
+
+        Raises:
+            InputError: nothing is left to halve.
+        """
+        largest = self.rows or max(len(targets) for _, targets in self.batches())
+        if largest <= 1 or not self.separable:
+            raise InputError(f"not enough memory for {largest} rows at a time ({reason})")
+        self.rows = (largest + 1) // 2
+        warnings.warn(
+            f"out of memory with {largest} rows at a time: going on with {self.rows}",
+            MeasurementWarning,
+            stacklevel=4,
+        )
+
+
+def mean_loss(function: BatchedLoss, parameters: Parameters) -> float:
+    """L, in float64."""
+
+    def compute() -> float:
+        total, rows = 0.0, 0.0
+        with torch.no_grad():
+            for index, weight, batch in function.pieces():
+                total += weight * float(function.batch_loss(parameters, batch, index))
+                rows += weight
+        if not rows:
+            raise InputError("the data has no batches")
+        return total / rows
+
+    result: float = function.surviving(compute)
+    return result
+
+
+def gradient(function: BatchedLoss, parameters: Parameters) -> Float[Tensor, " P"]:
+    """The gradient of L, flat; parameters that the loss does not use give zeros."""
+
+    def compute() -> Tensor:
+        leaves = as_leaves(parameters)
+        total, rows = None, 0.0
+        with torch.enable_grad():  # also for a caller inside torch.no_grad()
+            for index, weight, batch in function.pieces():
+                value = function.batch_loss(leaves, batch, index)
+                own = weight * flatten(derivatives(value, leaves))
+                total, rows = own if total is None else total + own, rows + weight
+        if total is None:
+            raise InputError("the data has no batches")
+        return total / rows
+
+    result: Tensor = function.surviving(compute)
+    return result
+
+
+def cut_rows(inputs: Inputs, part: slice, rows: int) -> Inputs:
+    """The same rows of every tensor that has one entry a row."""
+    if isinstance(inputs, Tensor):
+        return inputs[part] if inputs.ndim and len(inputs) == rows else inputs
+    if isinstance(inputs, dict):
+        return {key: cut_rows(value, part, rows) for key, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(cut_rows(value, part, rows) for value in inputs)
+    return inputs
+
+
+def tensors_in(inputs: Inputs) -> list[Tensor]:
+    """The tensors of a batch's inputs."""
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    values = inputs.values() if isinstance(inputs, dict) else inputs
+    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
+        return []
+    return [tensor for value in values for tensor in tensors_in(value)]
+
+
+def flatten(tensors: list[Tensor]) -> Float[Tensor, " P"]:
+    """One flat float64 vector, in the order given."""
+    return torch.cat([t.detach().reshape(-1).to(torch.float64) for t in tensors])
+
+
+def unflatten(vector: Float[Tensor, " P"], like: Parameters) -> Parameters:
+    """The inverse of `flatten`: named tensors with the shapes and dtypes of `like`."""
+    pieces = vector.split([t.numel() for t in like.values()])
+    return {
+        name: piece.reshape(t.shape).to(t.dtype)
+        for (name, t), piece in zip(like.items(), pieces, strict=True)
+    }
+
+
+def as_leaves(parameters: Parameters) -> Parameters:
+    """The same values, for autograd to differentiate by."""
+    return {name: value.detach().requires_grad_() for name, value in parameters.items()}
+
+
+def derivatives(value: Tensor, leaves: Parameters, *, create_graph: bool = False) -> list[Tensor]:
+    """Derivatives of a scalar; zeros for parameters that do not reach it."""
+    if not value.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves.values()]
+    return list(
+        torch.autograd.grad(
+            value, list(leaves.values()), create_graph=create_graph, materialize_grads=True
+        )
+    )
+
+
+def first_non_finite(parameters: Parameters) -> str | None:
+    """The name of the first parameter with NaN or infinite values."""
+    return next((n for n, p in parameters.items() if not bool(torch.isfinite(p).all())), None)
+
+
+def _culprit(parameters: Parameters, inputs: Inputs) -> str:
+    """Why a loss is not finite, as far as a look at what goes in can tell."""
+    parameter = first_non_finite(parameters)
+    if parameter is not None:
+        return f"parameter {parameter!r} has values that are not finite"
+    if any(t.is_floating_point() and not bool(torch.isfinite(t).all()) for t in tensors_in(inputs)):
+        return "its inputs contain values that are not finite"
+    return "parameters and inputs are finite, so the network or the loss overflows there"

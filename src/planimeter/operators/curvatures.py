@@ -1,0 +1,193 @@
+r"""What one batch contributes to each kind of curvature, as a linear function of a direction.
+
+.. math:: H v = \nabla(\nabla L \cdot v), \qquad
+          G v = J^T C\, J v,
+
+with J the Jacobian of the outputs and C acting on the outputs: the loss's own Hessian
+:math:`\nabla^2_h L` (generalised Gauss-Newton), :math:`n \, \mathrm{diag}_i(s_i s_i^T)` with
+:math:`s_i = \nabla_{h_i} L` (empirical Fisher, n rows), or the same with labels drawn from the
+model (Monte-Carlo Fisher). Each comes in two forms, which check one another: by forward
+derivatives, and by reverse derivatives of a graph that is built once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from planimeter.operators.batches import Batch, BatchedLoss, Parameters, as_leaves, derivatives
+
+Directions = list[Tensor]  # one tensor a parameter, of its shape
+LinearMap = Callable[[Directions], Directions]
+
+
+class Curvature(Protocol):
+    """A symmetric matrix that is a mean over batches."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    def forward(self, function: BatchedLoss, parameters: Parameters, batch: Batch) -> LinearMap:
+        """By forward derivatives; nothing is kept between calls."""
+
+    def graph(
+        self, function: BatchedLoss, parameters: Parameters, batch: Batch, index: int
+    ) -> LinearMap:
+        """By reverse derivatives of a graph that is kept."""
+
+
+class Hessian:
+    """The second derivative of the loss."""
+
+    name = "Hessian"
+
+    def forward(self, function: BatchedLoss, parameters: Parameters, batch: Batch) -> LinearMap:
+        """Forward over reverse: the directional derivative of the gradient."""
+        inputs, targets = batch
+        frozen = {name: value.detach() for name, value in parameters.items()}
+
+        def loss_of(p: Parameters) -> Tensor:
+            return function.loss(function.forward(p, inputs), targets)
+
+        slope = torch.func.grad(loss_of)
+
+        def product(directions: Directions) -> Directions:
+            along = dict(zip(frozen, directions, strict=True))
+            _, derivative = torch.func.jvp(slope, (frozen,), (along,))
+            return list(derivative.values())
+
+        return product
+
+    def graph(
+        self, function: BatchedLoss, parameters: Parameters, batch: Batch, index: int
+    ) -> LinearMap:
+        """Reverse over reverse."""
+        leaves = as_leaves(parameters)
+        with torch.enable_grad():
+            value = function.batch_loss(leaves, batch, index)
+            slopes = derivatives(value, leaves, create_graph=True)
+        return _pullback(slopes, leaves)
+
+
+OutputCurvature = Callable[[BatchedLoss, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """:math:`J^T C J` for one of the matrices C below.
+
+    Arguments:
+        name: what messages call it.
+        curve: (function, outputs, targets, direction of the outputs) to C times the direction.
+    """
+
+    name: str
+    curve: OutputCurvature
+
+    def forward(self, function: BatchedLoss, parameters: Parameters, batch: Batch) -> LinearMap:
+        """A forward derivative, C, and a reverse derivative."""
+        inputs, targets = batch
+        frozen = {name: value.detach() for name, value in parameters.items()}
+
+        def outputs_of(p: Parameters) -> Tensor:
+            return function.forward(p, inputs)
+
+        def product(directions: Directions) -> Directions:
+            along = dict(zip(frozen, directions, strict=True))
+            outputs, pushed = torch.func.jvp(outputs_of, (frozen,), (along,))
+            curved = self.curve(function, outputs, targets, pushed)
+            _, pull = torch.func.vjp(outputs_of, frozen)
+            return list(pull(curved)[0].values())
+
+        return product
+
+    def graph(
+        self, function: BatchedLoss, parameters: Parameters, batch: Batch, index: int
+    ) -> LinearMap:
+        """The forward derivative as the derivative of a reverse one, which is linear."""
+        inputs, targets = batch
+        leaves = as_leaves(parameters)
+        with torch.enable_grad():
+            outputs = function.forward(leaves, inputs)
+            weights = torch.zeros_like(outputs, requires_grad=True)
+            pulled = derivatives((outputs * weights).sum(), leaves, create_graph=True)
+        push, pull = _pullback(pulled, {"": weights}), _pullback([outputs], leaves)
+
+        def product(directions: Directions) -> Directions:
+            (pushed,) = push(directions)
+            return pull([self.curve(function, outputs.detach(), targets, pushed.detach())])
+
+        return product
+
+
+def loss_curvature(
+    function: BatchedLoss, outputs: Tensor, targets: Tensor, direction: Tensor
+) -> Tensor:
+    """The Hessian of the mean loss by the outputs, times a direction of the outputs.
+
+    Twice in reverse, which it may be since it is symmetric: not every loss of torch has the
+    forward derivative of its gradient.
+    """
+
+    def slope(h: Tensor) -> Tensor:
+        return torch.func.grad(lambda h: function.loss(h, targets))(h)
+
+    _, pull = torch.func.vjp(slope, outputs.detach())
+    curved: Tensor = pull(direction)[0]
+    return curved
+
+
+def empirical_fisher_curvature(
+    function: BatchedLoss, outputs: Tensor, targets: Tensor, direction: Tensor
+) -> Tensor:
+    """The outer products of the rows' own gradients by their outputs, times a direction."""
+    return len(outputs) * _outer(function, outputs, targets, direction)
+
+
+def monte_carlo_fisher_curvature(
+    function: BatchedLoss,
+    outputs: Float[Tensor, "n ..."],
+    targets: Float[Tensor, "n samples ..."],
+    direction: Float[Tensor, "n ..."],
+    terms: Callable[[Tensor], int],
+) -> Tensor:
+    """The same for labels drawn from the model; `terms` losses are averaged within a row."""
+    samples = targets.unbind(1)
+    total = torch.zeros_like(outputs)
+    for drawn in samples:
+        total = total + _outer(function, outputs, drawn, direction)
+    return len(outputs) * terms(outputs) / len(samples) * total
+
+
+def _outer(function: BatchedLoss, outputs: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
+    slopes = torch.func.grad(lambda h: function.loss(h, targets))(outputs.detach())
+    along = (slopes * direction).flatten(1).sum(1) if slopes.ndim > 1 else slopes * direction
+    return slopes * along.reshape(-1, *[1] * (slopes.ndim - 1))
+
+
+def _pullback(values: Directions, leaves: Parameters) -> LinearMap:
+    """cotangents -> their pull-back to the leaves through a graph that is kept."""
+    live = [value.requires_grad for value in values]
+
+    def pull(cotangents: Directions) -> Directions:
+        # A value without a graph is constant: it adds nothing.
+        if not any(live):
+            return [torch.zeros_like(leaf) for leaf in leaves.values()]
+        with torch.enable_grad():
+            return list(
+                torch.autograd.grad(
+                    [v for v, on in zip(values, live, strict=True) if on],
+                    list(leaves.values()),
+                    [c for c, on in zip(cotangents, live, strict=True) if on],
+                    retain_graph=True,
+                    materialize_grads=True,
+                )
+            )
+
+    return pull
