@@ -8,7 +8,7 @@ Arithmetic propagates errors to first order, taking the operands as independent:
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -22,6 +22,9 @@ class Estimate:
         method: how the number was obtained, in a few words.
         products: matrix-vector products spent.
         converged: False when an iteration behind the number stopped before its tolerance was met.
+        seed: of the random numbers behind it; None where there are none.
+        dtype, device: in and on which the products were computed.
+        seconds: wall time spent.
     """
 
     value: float
@@ -29,6 +32,10 @@ class Estimate:
     method: str = ""
     products: int = 0
     converged: bool = True
+    seed: int | None = None
+    dtype: str = ""
+    device: str = ""
+    seconds: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
         if self.stderr < 0:
@@ -46,12 +53,14 @@ class Estimate:
         """The estimate `value` whose error follows from the slopes in self and in `other`."""
         right = other if isinstance(other, Estimate) else Estimate(float(other))
         stderr = math.hypot(slopes[0] * self.stderr, slopes[1] * right.stderr)
-        return Estimate(
-            value,
-            stderr,
-            self.method or right.method,
-            self.products + right.products,
-            self.converged and right.converged,
+        return replace(
+            self,
+            value=value,
+            stderr=stderr,
+            method=self.method or right.method,
+            products=self.products + right.products,
+            converged=self.converged and right.converged,
+            seconds=self.seconds + right.seconds,
         )
 
     def __add__(self, other: Estimate | float) -> Estimate:

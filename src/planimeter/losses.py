@@ -125,3 +125,9 @@ _LIKELIHOODS: list[tuple[tuple[Loss, ...], type, Likelihood]] = [
         Likelihood(_gaussian, lambda h: h.numel() // h.shape[0]),
     ),
 ]
+
+
+def predicts_classes(loss: Loss) -> bool:
+    """Whether a loss is the cross-entropy of a softmax, which ignores a shift of all outputs."""
+    softmax = (torch.nn.functional.cross_entropy, torch.nn.CrossEntropyLoss)
+    return loss is softmax[0] or isinstance(loss, softmax[1])

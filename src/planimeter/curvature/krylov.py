@@ -1,19 +1,22 @@
-r"""Extreme eigenvalues by the Lanczos recurrence with full reorthogonalisation.
+r"""Extreme eigenvalues by the Lanczos recurrence with thick restarts and full reorthogonalisation.
 
 After m products with A, the orthonormal basis :math:`Q_m` of the Krylov space gives the
-tridiagonal :math:`T_m = Q_m^T A Q_m`. With :math:`T_m s = \theta s`, the Ritz pair
+projected matrix :math:`T_m = Q_m^T A Q_m`. With :math:`T_m s = \theta s`, the Ritz pair
 :math:`(\theta, Q_m s)` has the residual
 
 .. math:: \| A Q_m s - \theta Q_m s \| = \beta_m |s_m|,
 
 and an exact eigenvalue lies within that distance of :math:`\theta`. Without reorthogonalisation
-converged eigenvalues come back as ghost copies; with it they cannot.
+converged eigenvalues come back as ghost copies; with it they cannot. When the basis is full, its
+best Ritz vectors start the next one, so memory stays bounded.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,11 +24,29 @@ from torch import Tensor
 
 from planimeter.errors import InputError
 from planimeter.operators import CurvatureOperator
+from planimeter.operators.memory import free_memory
+
+Progress = Callable[[int, int], None]
+Scores = Callable[[Float[Tensor, " m"]], Float[Tensor, " m"]]
+
+# Which eigenvalues are wanted: the k with the largest score, for each of these scores.
+_ENDS: dict[str, tuple[Scores, ...]] = {
+    "largest": (lambda values: values,),
+    "smallest": (lambda values: -values,),
+    "both": (lambda values: values, lambda values: -values),
+    "magnitude": (lambda values: values.abs(),),
+}
+
+
+FLOOR = 0.1
+"""Eigenvalues below this part of the largest need no better residual than at this part."""
+HIDDEN = 10.0
+"""How many times over a hidden eigenvalue has to stand out."""
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Eigenvalues in descending order, with what is known of their accuracy.
+    """Eigenvalues in descending order (of their magnitude where that was asked for).
 
     Arguments:
         values: (k,) Ritz values.
@@ -33,6 +54,7 @@ class Eigenpairs:
         residuals: (k,) norms of A v - value v; an exact eigenvalue is at most this far away.
         converged: (k,) whether the residual met the tolerance.
         products: matrix-vector products spent.
+        seed, dtype, device, seconds: of the computation.
     """
 
     values: Float[Tensor, " k"]
@@ -40,6 +62,10 @@ class Eigenpairs:
     residuals: Float[Tensor, " k"]
     converged: Bool[Tensor, " k"]
     products: int
+    seed: int | None = None
+    dtype: str = ""
+    device: str = ""
+    seconds: float = field(default=0.0, compare=False)
 
     def __str__(self) -> str:
         rows = zip(
@@ -51,139 +77,263 @@ class Eigenpairs:
         ]
         return "\n".join([*lines, f"{self.products} products"])
 
+    def __getitem__(self, which: Tensor | slice) -> Eigenpairs:
+        """Some of the pairs."""
+        return replace(
+            self,
+            values=self.values[which],
+            vectors=self.vectors[:, which],
+            residuals=self.residuals[which],
+            converged=self.converged[which],
+        )
+
 
 def top_eigenvalues(
     operator: CurvatureOperator,
     k: int = 1,
     *,
+    which: str = "largest",
     tolerance: float = 1e-4,
     max_products: int | None = None,
+    basis: int | None = None,
+    start: Float[Tensor, " P *j"] | None = None,
+    multiplicities: bool = True,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Eigenpairs:
-    r"""The k algebraically largest eigenvalues of a symmetric operator.
+    r"""Extreme eigenvalues of a symmetric operator, with their vectors and residuals.
 
-    Stops when every one of the k residuals is at most `tolerance` times the largest |Ritz value|
-    (of either sign), so that a loss scaled by any factor gives eigenvalues scaled by it.
+    Stops when every wanted residual is at most `tolerance` times its |Ritz value|, or times 10 % of
+    the largest |Ritz value| for those below that, so that a loss scaled by any factor gives
+    eigenvalues scaled by it.
 
     Arguments:
         operator: size P.
         k: how many, 1 to P.
-        tolerance: relative residual; raised to the rounding noise of the model's dtype when below.
+        which: "largest" or "smallest" (algebraically), "magnitude", or "both" for k at either end.
+        tolerance: relative residual; not below ten times the rounding noise of the model's dtype.
         max_products: gives up here, with `converged` False where it is; default max(300, 10 k).
+        basis: vectors kept at most; default 2 k + 40, less where memory is short.
+        start: vectors near the wanted ones, such as those of a nearby point, to save products.
+        multiplicities: look for further copies of eigenvalues, which one Krylov space cannot see;
+            costs some products, and without it an eigenvalue counts once.
         seed: of the start vector.
         progress: called after each product with the products done and the most there can be.
 
     Raises:
-        InputError: k is not between 1 and P.
+        InputError: k is not between 1 and P, `which` is unknown, or a limit is too small for k.
 
-    Source: Lanczos 1950; Paige 1980 (loss of orthogonality); Parlett, The Symmetric Eigenvalue
-    Problem, Section 13 (the residual bound).
+    Source: Lanczos 1950; Wu and Simon 2000 (thick restarts); Paige 1980 (loss of orthogonality);
+    Parlett, The Symmetric Eigenvalue Problem, Section 13 (the residual bound).
     """
+    started = time.perf_counter()
     size = operator.size
+    if which not in _ENDS:
+        raise InputError(f"no eigenvalues {which!r}; there are {', '.join(_ENDS)}")
     if not 1 <= k <= size:
         raise InputError(f"k = {k} eigenvalues asked of a matrix of size {size}")
     limit = max_products or max(300, 10 * k)
     if limit < k:
         raise InputError(f"max_products = {limit} cannot give {k} eigenvalues")
-    generator = torch.Generator().manual_seed(seed)
-    tolerance = max(tolerance, 10 * operator.epsilon)
-    nothing = torch.empty(0, size, dtype=torch.float64, device=operator.device)
-    done = 0
-
-    def counted(v: Tensor) -> Tensor:
-        nonlocal done
-        done += 1
-        progress(done, limit)
-        return operator.product(v)
-
-    watched = replace(operator, product=counted)
-    found, scale = _pass(watched, nothing, k, tolerance, limit, generator)
-    # A Krylov space sees each eigenvalue once. Look for further copies, and for what an exhausted
-    # space left out, in the complement, until its top is no longer among the k largest.
-    while k > 1 and len(found.values) < size and done < limit:
-        missing = max(k - len(found.values), 1)
-        extra, scale = _pass(
-            watched, found.vectors.T, missing, tolerance, limit - done, generator, scale,
-            below=float(found.values[k - 1]) if len(found.values) >= k else None,
-        )  # fmt: skip
+    search = _Search(operator, _ENDS[which], k, tolerance, limit, basis, seed, progress)
+    found = search.run(search.start_vector(start), search.nothing, k)
+    # A Krylov space sees each eigenvalue once, and further copies are orthogonal to all of it: in
+    # its complement they would stand out from what it has not resolved, which lies lower.
+    bars = search.bars(found)
+    search.below = not multiplicities and bars is not None
+    if (
+        k > 1
+        and not search.below
+        and bars is not None
+        and len(search.basis) < size
+        and search.done < limit
+    ):
+        search.run(search.start_vector(None), search.basis, 1, bars)
+    # Where they do, or the space was exhausted before k, search next to what was found.
+    while k > 1 and not search.below and len(found.values) < size and search.done < limit:
+        extra = search.run(search.start_vector(None), found.vectors.T, 1, search.bars(found))
         # What A leaks from the complement into the locked space is at most the residuals there.
         leak = found.residuals.norm()
         extra = replace(extra, residuals=torch.hypot(extra.residuals, leak))
-        last = len(found.values) >= k and float(extra.values[0]) <= float(found.values[k - 1])
+        bars = search.bars(found)
+        last = bars is not None and all(
+            float(score(extra.values).max()) <= bar
+            for score, bar in zip(search.ends, bars, strict=True)
+        )
         found = _merged(found, extra)
         if last:
             break
-    return Eigenpairs(
-        found.values[:k],
-        found.vectors[:, :k],
-        found.residuals[:k],
-        found.converged[:k],
-        done,
+    found = found[search.wanted(found.values, k)]
+    order = (found.values.abs() if which == "magnitude" else found.values).argsort(descending=True)
+    return replace(
+        found[order],
+        products=search.done,
+        seed=seed,
+        dtype=str(operator.dtype).removeprefix("torch."),
+        device=str(operator.device),
+        seconds=time.perf_counter() - started,
     )
 
 
-def _pass(
-    operator: CurvatureOperator,
-    locked: Float[Tensor, "l P"],
-    k: int,
-    tolerance: float,
-    limit: int,
-    generator: torch.Generator,
-    scale: float = 0.0,
-    below: float | None = None,
-) -> tuple[Eigenpairs, float]:
-    """Lanczos in the complement of the locked vectors: k pairs, or as many as its Krylov space has.
-
-    `scale` is the largest |Ritz value| of earlier passes, to which tolerances relate; it comes back
-    updated. With `below`, the pass ends once the top of the complement is seen to lie under it.
-    """
-    size, device = operator.size, operator.device
-    room = size - len(locked)
-    limit = min(room, limit)
-    basis = torch.empty((limit, size), dtype=torch.float64, device=device)
-    start = _orthogonalised(_random_unit(size, generator).to(device), locked)
-    basis[0] = start / start.norm()
-    alphas: list[float] = []
-    betas: list[float] = []
-    for m in range(1, limit + 1):
-        w = operator @ basis[m - 1]
-        alphas.append(float(w @ basis[m - 1]))
-        norm = max(float(w.norm()), scale)
-        w = _orthogonalised(w, locked, basis[:m])
-        beta = float(w.norm())
-        exhausted = m == room or beta <= max(1e-14, operator.epsilon) * norm
-        theta, s = _tridiagonal_eigh(alphas, betas)
-        residuals = (0.0 if exhausted else beta) * s[-1].abs()
-        scale = max(scale, float(theta.abs().max()))
-        enough = tolerance * scale
-        if exhausted or m == limit or (m >= k and bool((residuals[:k] <= enough).all())):
-            break
-        if below is not None and m > 1 and residuals[0] <= 0.1 * (below - theta[0]):
-            break
-        betas.append(beta)
-        basis[m] = w / beta
-    kept = min(m, k) if not exhausted else m
-    # The recurrence's residual shrinks without end; a product is no better than its rounding.
-    residuals = residuals[:kept].clamp_min(operator.epsilon * scale)
-    vectors = basis[:m].T @ s[:, :kept].to(device)
-    return Eigenpairs(theta[:kept], vectors, residuals, residuals <= enough, m), scale
+def basis_dtype(operator: CurvatureOperator) -> torch.dtype:
+    """Of Krylov bases: products are no more precise than the model's dtype, float32 at least."""
+    return torch.float64 if operator.dtype == torch.float64 else torch.float32
 
 
-def _merged(one: Eigenpairs, other: Eigenpairs) -> Eigenpairs:
-    """The pairs of both, in descending order of their values."""
-    values = torch.cat([one.values, other.values])
-    order = values.argsort(descending=True, stable=True)
-    return Eigenpairs(
-        values[order],
-        torch.cat([one.vectors, other.vectors], dim=1)[:, order.to(one.vectors.device)],
-        torch.cat([one.residuals, other.residuals])[order],
-        torch.cat([one.converged, other.converged])[order],
-        one.products + other.products,
-    )
+class _Search:
+    """What all passes of one call share."""
+
+    def __init__(
+        self,
+        operator: CurvatureOperator,
+        ends: tuple[Scores, ...],
+        k: int,
+        tolerance: float,
+        limit: int,
+        basis: int | None,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self.operator, self.ends, self.k, self.progress = operator, ends, k, progress
+        self.tolerance, self.limit = tolerance, limit
+        self.dtype = basis_dtype(operator)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.nothing = torch.empty(0, operator.size, dtype=self.dtype, device=operator.device)
+        self.done, self.scale = 0, 0.0
+        self.basis, self.below = self.nothing, False  # of the last run
+        self.room = self._room(basis)
+
+    def _room(self, basis: int | None) -> int:
+        """Vectors of a basis: those asked for, or as many as are useful and fit."""
+        least = len(self.ends) * self.k + 2
+        if basis is not None:
+            if basis < least:
+                raise InputError(f"a basis of {basis} vectors is too small: at least {least}")
+            return basis
+        vector = self.operator.size * torch.finfo(self.dtype).bits // 8
+        fits = free_memory(self.operator.device) // (4 * vector)
+        return max(least, min(2 * len(self.ends) * self.k + 40, fits))
+
+    def start_vector(self, near: Tensor | None) -> Float[Tensor, " P"]:
+        """A random unit vector, or the sum of given ones with a little of it."""
+        v = torch.randn(self.operator.size, generator=self.generator, dtype=torch.float64)
+        v = (v / v.norm()).to(self.operator.device)
+        if near is None:
+            return v
+        if near.shape[0] != self.operator.size or near.ndim > 2:
+            raise InputError(
+                f"start vectors of shape {tuple(near.shape)} do not fit {self.operator.name} of "
+                f"size {self.operator.size}"
+            )
+        total = near.to(v).reshape(self.operator.size, -1).sum(1)
+        return total / total.norm() + 1e-2 * v
+
+    def wanted(self, values: Float[Tensor, " m"], k: int) -> Tensor:
+        """Indices of the k best by every score, each once."""
+        best = [score(values).argsort(descending=True, stable=True)[:k] for score in self.ends]
+        return torch.cat(best).unique()
+
+    def bars(self, found: Eigenpairs) -> list[float] | None:
+        """The score that an eigenvalue has to beat at each end; None while some are missing."""
+        if len(found.values) < min(len(self.ends) * self.k, self.operator.size):
+            return None
+        return [
+            float(score(found.values).sort(descending=True).values[self.k - 1])
+            for score in self.ends
+        ]
+
+    def run(
+        self,
+        start: Float[Tensor, " P"],
+        locked: Float[Tensor, "l P"],
+        k: int,
+        bars: list[float] | None = None,
+    ) -> Eigenpairs:
+        """Lanczos in the complement of the locked vectors: the wanted pairs, k at each end.
+
+        An exhausted Krylov space gives all it has. With `bars`, the pass ends once the best of the
+        complement is seen to lie below them.
+        """
+        operator, size = self.operator, self.operator.size
+        locked = locked.to(self.dtype)
+        free = size - len(locked)
+        room = min(self.room, free)
+        basis = torch.empty((room, size), dtype=self.dtype, device=operator.device)
+        projected = torch.zeros(room, room, dtype=torch.float64)
+        q = orthogonalised(start.to(self.dtype), locked)
+        basis[0] = q / q.norm()
+        used, spent, next_look = 0, 0, 1
+        while True:
+            w = (operator @ basis[used].double()).to(self.dtype)
+            self.done, spent, used = self.done + 1, spent + 1, used + 1
+            self.progress(self.done, self.limit)
+            norm = max(float(w.norm()), self.scale)
+            w, coefficients = _remainder(w, locked, basis[:used])
+            projected[used - 1, :used] = projected[:used, used - 1] = coefficients
+            beta = float(w.norm())
+            exhausted = used >= free or beta <= max(1e-14, operator.epsilon) * norm
+            full, out = used == room, self.done >= self.limit
+            if not (exhausted or full or out or used >= next_look):
+                basis[used] = w / beta
+                continue
+            next_look = used + 1 + used // 20
+            theta, s = torch.linalg.eigh(projected[:used, :used])
+            self.scale = max(self.scale, float(theta.abs().max()))
+            residuals = (0.0 if exhausted else beta) * s[-1].abs()
+            kept = torch.arange(used) if exhausted else self.wanted(theta, k)
+            good = residuals[kept] <= self.enough(theta[kept])
+            if exhausted or out or (used >= k and bool(good.all())):
+                break
+            if bars is not None and spent > 1 and self._none_hidden(theta, residuals, bars):
+                self.below = True
+                break
+            if full:
+                used = self._restart(basis, projected, theta, s, k)
+                next_look = used + 1
+            basis[used] = w / beta
+        self.basis = basis[:used]
+        # The recurrence's residual shrinks without end; a product is no better than its rounding.
+        residuals = residuals[kept].clamp_min(operator.epsilon * self.scale)
+        vectors = (s[:, kept].T.to(basis) @ basis[:used]).T.double()
+        good = residuals <= self.enough(theta[kept])
+        return Eigenpairs(theta[kept], vectors, residuals, good, spent)
+
+    def enough(self, values: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+        """The residuals that are small enough for Ritz values."""
+        relative = self.tolerance * values.abs().clamp_min(FLOOR * self.scale)
+        return relative.clamp_min(10 * self.operator.epsilon * self.scale)
+
+    def _none_hidden(self, theta: Tensor, residuals: Tensor, bars: list[float]) -> bool:
+        r"""Whether an eigenvalue that beats a bar would have shown by now.
+
+        A random start has a part of about :math:`P^{-1/2}` along any eigenvector. After j steps a
+        Krylov space has enlarged it, against all that lies between the extreme Ritz values, by
+        the Chebyshev polynomial :math:`T_{j-1}(1 + 2 g)` with g the relative gap to the bar.
+        """
+        for score, bar in zip(self.ends, bars, strict=True):
+            scores = score(theta)
+            best = int(scores.argmax())
+            top, bottom = float(scores[best] + residuals[best]), float(scores.min())
+            if top >= bar:
+                return False
+            gap = (bar - top) / max(top - bottom, 1e-12 * self.scale)
+            growth = 2 * (len(theta) - 1) * math.acosh(1 + 2 * gap)
+            if growth < math.log(HIDDEN * self.operator.size):
+                return False
+        return True
+
+    def _restart(self, basis: Tensor, projected: Tensor, theta: Tensor, s: Tensor, k: int) -> int:
+        """Shrink the basis to its best Ritz vectors; the next vector is coupled to all of them."""
+        room = len(basis)
+        each = max(k, (room - 2) // (2 * len(self.ends)))
+        kept = self.wanted(theta, each)[: room - 2]
+        basis[: len(kept)] = s[:, kept].T.to(basis) @ basis
+        projected.zero_()
+        projected[range(len(kept)), range(len(kept))] = theta[kept]
+        return len(kept)
 
 
-def _orthogonalised(w: Tensor, *bases: Float[Tensor, "m P"]) -> Tensor:
+def orthogonalised(w: Tensor, *bases: Float[Tensor, "m P"]) -> Tensor:
     """Twice is enough (Giraud et al. 2005): one pass leaves errors of the size of w."""
     for _ in range(2):
         for basis in bases:
@@ -191,16 +341,30 @@ def _orthogonalised(w: Tensor, *bases: Float[Tensor, "m P"]) -> Tensor:
     return w
 
 
-def _random_unit(size: int, generator: torch.Generator) -> Float[Tensor, " P"]:
-    v = torch.randn(size, generator=generator, dtype=torch.float64)
-    return v / v.norm()
+def _remainder(w: Tensor, locked: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """w without its parts in the bases, and its coefficients in the second one.
+
+    A second pass only where the first left less than half: where it did not, nothing was lost.
+    """
+    total = torch.zeros(len(basis), dtype=torch.float64)
+    for _ in range(3):
+        before = float(w.norm())
+        if len(locked):
+            w = w - locked.T @ (locked @ w)
+        coefficients = basis @ w
+        w = w - basis.T @ coefficients
+        total += coefficients.double().cpu()
+        if float(w.norm()) > 0.5 * before:
+            break
+    return w, total
 
 
-def _tridiagonal_eigh(
-    alphas: list[float], betas: list[float]
-) -> tuple[Float[Tensor, " m"], Float[Tensor, "m m"]]:
-    """Eigenvalues, descending, and eigenvectors of the Lanczos matrix."""
-    from scipy.linalg import eigh_tridiagonal
-
-    values, vectors = eigh_tridiagonal(alphas, betas)
-    return torch.from_numpy(values[::-1].copy()), torch.from_numpy(vectors[:, ::-1].copy())
+def _merged(one: Eigenpairs, other: Eigenpairs) -> Eigenpairs:
+    """The pairs of both."""
+    return Eigenpairs(
+        torch.cat([one.values, other.values]),
+        torch.cat([one.vectors, other.vectors], dim=1),
+        torch.cat([one.residuals, other.residuals]),
+        torch.cat([one.converged, other.converged]),
+        one.products + other.products,
+    )

@@ -1,0 +1,305 @@
+r"""The spectral density by stochastic Lanczos quadrature (SLQ), and what follows from it.
+
+For a random unit vector v, m Lanczos steps give nodes :math:`\theta_i` and weights
+:math:`w_i = s_{1i}^2` (squared first entries of the eigenvectors of the tridiagonal matrix) with
+
+.. math:: v^T f(A) v \approx \sum_i w_i f(\theta_i), \qquad
+          E[v^T f(A) v] = \tfrac1P \mathrm{tr} f(A),
+
+exact for polynomials of degree up to 2m - 1: the trace and the squared Frobenius norm, which are
+P times the first two moments, have no quadrature error at all. Eigenpairs that are known already
+are counted exactly, and v is drawn in their orthogonal complement, where far less varies.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.linalg import eigh_tridiagonal
+from torch import Tensor
+
+from planimeter.curvature.krylov import Eigenpairs, basis_dtype
+from planimeter.curvature.stochastic import gaussian, standard_error
+from planimeter.errors import InputError
+from planimeter.estimate import Estimate
+from planimeter.operators import CurvatureOperator
+from planimeter.operators.memory import free_memory
+
+Progress = Callable[[int, int], None]
+Function = Callable[[Float[Tensor, " m"]], Float[Tensor, " m"]]
+
+
+@dataclass(frozen=True)
+class SpectralDensity:
+    """The eigenvalues of a matrix as a probability measure, raw quadrature kept.
+
+    Arguments:
+        size: P.
+        known: (k,) eigenvalues counted exactly, each with weight 1/P.
+        nodes, weights: one entry a probe, (m,) each; the weights of a probe sum to 1 and share the
+            other (P - k)/P.
+        products: matrix-vector products spent, those for the known eigenvalues included.
+        converged: False when the known eigenvalues had not met their tolerance.
+        seed, dtype, device, seconds: of the computation.
+    """
+
+    size: int
+    known: Float[Tensor, " k"]
+    nodes: list[Float[Tensor, " m"]]
+    weights: list[Float[Tensor, " m"]]
+    products: int
+    converged: bool = True
+    seed: int | None = None
+    dtype: str = ""
+    device: str = ""
+    seconds: float = field(default=0.0, compare=False)
+
+    def functional(self, f: Function, what: str = "functional") -> Estimate:
+        r"""The sum of f over all eigenvalues, :math:`\mathrm{tr} f(A)`.
+
+        Its error is that of the probes; for f that are no polynomials of low degree, the error of
+        the quadrature comes in addition and falls with the number of steps.
+        """
+        rest = self.size - len(self.known)
+        offset = float(f(self.known).sum()) if len(self.known) else 0.0
+        samples = torch.stack(
+            [(w * f(x)).sum() for x, w in zip(self.nodes, self.weights, strict=True)]
+        )
+        exact = rest == 0 or all(len(x) == rest for x in self.nodes)
+        return Estimate(
+            offset + rest * float(samples.mean()),
+            0.0 if exact and float(samples.std()) == 0 else rest * standard_error(samples),
+            f"SLQ {what}, {len(self.nodes)} probes of {max(map(len, self.nodes))} steps, "
+            f"{len(self.known)} eigenvalues known",
+            self.products,
+            self.converged,
+            self.seed,
+            self.dtype,
+            self.device,
+            self.seconds,
+        )
+
+    def moment(self, power: int) -> Estimate:
+        r"""The mean of :math:`\lambda^{\mathrm{power}}` over all eigenvalues."""
+        return self.functional(lambda x: x**power, f"moment {power}") * (1 / self.size)
+
+    def trace(self) -> Estimate:
+        """The sum of the eigenvalues; no quadrature error."""
+        return self.functional(lambda x: x, "trace")
+
+    def frobenius_norm(self) -> Estimate:
+        """The root of the sum of their squares; no quadrature error."""
+        return self.functional(torch.square, "squared Frobenius norm").sqrt()
+
+    def effective_dimension(self, damping: float) -> Estimate:
+        r"""How many directions the data determine, :math:`\sum_i \lambda_i / (\lambda_i + c)`.
+
+        Arguments:
+            damping: c > 0; eigenvalues below 0, which this does not suit, count as 0.
+
+        Source: MacKay 1992, Equation 4.9; Maddox et al. 2020, Equation 2.
+        """
+        if not damping > 0:
+            raise InputError(f"damping must be positive, got {damping}")
+        return self.functional(
+            lambda x: x.clamp_min(0) / (x.clamp_min(0) + damping),
+            f"effective dimension at {damping:g}",
+        )
+
+    def numerical_rank(self, tolerance: float) -> Estimate:
+        r"""How many :math:`|\lambda_i|` are above `tolerance` times the largest."""
+        if not 0 < tolerance < 1:
+            raise InputError(f"tolerance must lie between 0 and 1, got {tolerance}")
+        bar = tolerance * self.largest()
+        return self.functional(
+            lambda x: (x.abs() > bar).to(x), f"rank at {tolerance:g} of the largest |eigenvalue|"
+        )
+
+    def largest(self) -> float:
+        """The largest |eigenvalue| seen."""
+        return max(float(x.abs().max()) for x in [self.known, *self.nodes] if len(x))
+
+    def density(
+        self, grid: Float[Tensor, " g"], width: float
+    ) -> tuple[Float[Tensor, " g"], Float[Tensor, " g"]]:
+        """The density on a grid, every eigenvalue a Gaussian of standard deviation `width`.
+
+        Returns:
+            The density, which integrates to 1, and its standard error.
+        """
+        if not width > 0:
+            raise InputError(f"width must be positive, got {width}")
+
+        def bumps(x: Tensor, w: Tensor) -> Tensor:
+            z = (grid[:, None] - x[None]) / width
+            return (w * torch.exp(-0.5 * z * z)).sum(1) / (width * math.sqrt(2 * math.pi))
+
+        grid = grid.to(torch.float64)
+        rest = (self.size - len(self.known)) / self.size
+        exact = bumps(self.known, torch.full_like(self.known, 1 / self.size))
+        parts = [rest * bumps(x, w) for x, w in zip(self.nodes, self.weights, strict=True)]
+        samples = torch.stack(parts)
+        errors = torch.tensor([standard_error(column) for column in samples.unbind(1)])
+        return exact + samples.mean(0), errors
+
+    def log_density(
+        self, grid: Float[Tensor, " g"], width: float
+    ) -> tuple[Float[Tensor, " g"], Float[Tensor, " g"]]:
+        """The natural logarithm of `density`, and its standard error to first order.
+
+        Where the density is 0 to rounding, the value is -inf and the error infinite.
+        """
+        density, error = self.density(grid, width)
+        return density.log(), torch.where(density > 0, error / density, math.inf)
+
+    def __str__(self) -> str:
+        low = min(float(x.min()) for x in [self.known, *self.nodes] if len(x))
+        high = max(float(x.max()) for x in [self.known, *self.nodes] if len(x))
+        return (
+            f"{self.size} eigenvalues in [{low:.6g}, {high:.6g}], {len(self.known)} of them known, "
+            f"the rest from {len(self.nodes)} probes of {max(map(len, self.nodes))} steps"
+        )
+
+
+def spectral_density(
+    operator: CurvatureOperator,
+    *,
+    probes: int = 8,
+    steps: int = 50,
+    known: Eigenpairs | None = None,
+    seed: int = 0,
+    progress: Progress = lambda done, total: None,
+) -> SpectralDensity:
+    """The spectral density by stochastic Lanczos quadrature with full reorthogonalisation.
+
+    Arguments:
+        operator: size P.
+        probes: random vectors, at least 2; they run side by side, so that block products serve.
+        steps: of each; fewer where the Krylov space is exhausted before.
+        known: eigenpairs to count exactly, such as `top_eigenvalues` gives them.
+        seed: of the probes.
+        progress: called with the products done and their greatest number.
+
+    Raises:
+        InputError: fewer than 2 probes or 1 step.
+
+    Source: Golub and Meurant 1994; Ubaru, Chen and Saad 2017; granziol2020, Section 3.
+    """
+    started = time.perf_counter()
+    if probes < 2:
+        raise InputError(f"{probes} probes leave no standard error: use at least 2")
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, got {steps}")
+    generator = torch.Generator().manual_seed(seed)
+    size = operator.size
+    vectors = torch.zeros(size, 0, dtype=torch.float64, device=operator.device)
+    if known is not None:
+        vectors = known.vectors
+    steps = min(steps, size - vectors.shape[1])
+    at_once = _at_once(operator, probes, steps)
+    nodes: list[Tensor] = []
+    weights: list[Tensor] = []
+    done = 0
+    for start in range(0, probes if steps else 0, at_once):
+        count = min(at_once, probes - start)
+        chains = _Chains(operator, vectors, gaussian(operator, count, generator), steps)
+        for _ in range(steps):
+            done += chains.step()
+            progress(done, probes * steps)
+        for chain in chains.quadrature():
+            nodes.append(chain[0])
+            weights.append(chain[1])
+    if not steps:  # every eigenvalue is known
+        nodes, weights = [torch.zeros(1).double()] * 2, [torch.zeros(1).double()] * 2
+    return SpectralDensity(
+        size,
+        torch.zeros(0, dtype=torch.float64) if known is None else known.values.cpu(),
+        nodes,
+        weights,
+        done + (known.products if known else 0),
+        known is None or bool(known.converged.all()),
+        seed,
+        str(operator.dtype).removeprefix("torch."),
+        str(operator.device),
+        time.perf_counter() - started + (known.seconds if known else 0.0),
+    )
+
+
+def _at_once(operator: CurvatureOperator, probes: int, steps: int) -> int:
+    """How many chains with their bases fit into a quarter of the free memory."""
+    chain = steps * operator.size * torch.finfo(basis_dtype(operator)).bits // 8
+    return int(min(probes, max(1, free_memory(operator.device) // (4 * max(chain, 1)))))
+
+
+class _Chains:
+    """Lanczos recurrences that run side by side in the complement of known vectors."""
+
+    def __init__(
+        self,
+        operator: CurvatureOperator,
+        known: Float[Tensor, "P k"],
+        start: Float[Tensor, "P c"],
+        steps: int,
+    ) -> None:
+        self.operator = operator
+        self.dtype = basis_dtype(operator)
+        self.known = known.to(self.dtype)
+        count = start.shape[1]
+        rows = self._outside(start.to(self.dtype)).T
+        self.basis = torch.empty(
+            count, steps + 1, operator.size, dtype=self.dtype, device=operator.device
+        )
+        self.basis[:, 0] = rows / rows.norm(dim=1, keepdim=True)
+        self.alphas: list[list[float]] = [[] for _ in range(count)]
+        self.betas: list[list[float]] = [[] for _ in range(count)]
+        self.alive = list(range(count))
+        self.scale = 0.0
+        self.at = 0
+
+    def step(self) -> int:
+        """One product for every chain that has not exhausted its space."""
+        if not self.alive:
+            return 0
+        alive, m = self.alive, self.at + 1
+        current = self.basis[alive, self.at]
+        images = self._outside((self.operator @ current.double().T).to(self.dtype)).T
+        alphas = (images * current).sum(1)
+        self.scale = max(self.scale, float(images.norm(dim=1).max()))
+        remainder = images[:, :, None]
+        for _ in range(2):
+            bases = self.basis[alive, :m]
+            before = float(remainder.norm())
+            remainder = remainder - bases.transpose(1, 2) @ (bases @ remainder)
+            if float(remainder.norm()) > 0.5 * before:
+                break
+        images = remainder[:, :, 0]
+        betas = images.norm(dim=1)
+        self.at = m
+        survivors = []
+        for place, chain in enumerate(alive):
+            self.alphas[chain].append(float(alphas[place]))
+            if float(betas[place]) > max(1e-14, self.operator.epsilon) * self.scale:
+                survivors.append(chain)
+                self.betas[chain].append(float(betas[place]))
+                self.basis[chain, m] = images[place] / betas[place]
+        spent, self.alive = len(alive), survivors
+        return spent
+
+    def quadrature(self) -> list[tuple[Tensor, Tensor]]:
+        """Nodes and weights of every chain."""
+        result = []
+        for alphas, betas in zip(self.alphas, self.betas, strict=True):
+            theta, s = eigh_tridiagonal(np.array(alphas), np.array(betas[: len(alphas) - 1]))
+            result.append((torch.from_numpy(theta), torch.from_numpy(s[0] ** 2)))
+        return result
+
+    def _outside(self, columns: Float[Tensor, "P c"]) -> Float[Tensor, "P c"]:
+        for _ in range(2):
+            columns = columns - self.known @ (self.known.T @ columns)
+        return columns

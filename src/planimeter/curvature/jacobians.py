@@ -1,0 +1,229 @@
+r"""Per-row derivatives of cotangents by the parameters, layer by layer.
+
+For cotangents :math:`r_{nc}` of the outputs, row (n, c) of the matrix is
+:math:`J_n^T r_{nc}`. A linear layer with inputs :math:`a_n` and output derivatives
+:math:`g_{nc}` contributes the block :math:`g_{nc} a_n^T`, whose inner products
+:math:`(g_{nc} \cdot g_{md})(a_n \cdot a_m)` need no such block; a convolution contributes the
+product with its unfolded inputs. All other parameters are differentiated row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from planimeter.errors import InputError
+from planimeter.landscape import LossLandscape
+from planimeter.operators.batches import Batch, Inputs, Parameters, as_leaves, cut_rows
+from planimeter.operators.curvatures import loss_curvature
+
+ROWS = 64
+"""Rows that are differentiated one by one at a time."""
+
+
+@dataclass
+class RowFactors:
+    """The derivatives of one batch: factors for linear layers, explicit blocks for the rest.
+
+    Arguments:
+        factors: weight name to inputs (n, in) and output derivatives (n, c, out).
+        blocks: parameter name to derivatives (n, c, p).
+    """
+
+    factors: dict[str, tuple[Float[Tensor, "n i"], Float[Tensor, "n c o"]]] = field(
+        default_factory=dict
+    )
+    blocks: dict[str, Float[Tensor, "n c p"]] = field(default_factory=dict)
+
+
+def curvature_roots(
+    landscape: LossLandscape, batch: Batch
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n c d"]]:
+    r"""Outputs of a batch, and for each row the root of its output curvature.
+
+    Row n of the mean loss over n rows has the Hessian :math:`\Lambda_n / n`;
+    :math:`\sum_c r_{nc} r_{nc}^T = \Lambda_n`. There are as many columns as the largest rank needs:
+    C - 1 for the softmax.
+    """
+    inputs, targets = batch
+    with torch.no_grad(), landscape.mode():
+        outputs = landscape.forward(landscape.parameters, inputs)
+    flat = outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None]
+    n, width = flat.shape
+    columns = []
+    with landscape.mode():
+        for j in range(width):
+            direction = torch.zeros_like(flat)
+            direction[:, j] = 1
+            curved = loss_curvature(
+                landscape.function, outputs, targets, direction.reshape(outputs.shape)
+            )
+            columns.append(n * curved.reshape(n, width))
+    curvature = torch.stack(columns, dim=2).double()
+    values, vectors = torch.linalg.eigh((curvature + curvature.transpose(1, 2)) / 2)
+    top = float(values.abs().max())
+    precision = torch.finfo(landscape.dtype).eps
+    if float(values.min()) < -100 * precision * top:
+        raise InputError("the loss is not convex in the outputs, so there is no such root")
+    # Relative to each row: rows that are fitted well have a small curvature, not a small rank.
+    relevant = values > 10 * precision * values.amax(dim=1, keepdim=True)
+    rank = max(1, int(relevant.sum(1).max()))
+    roots = (vectors * values.clamp_min(0).sqrt()[:, None, :])[:, :, -rank:]
+    return outputs, roots.transpose(1, 2).to(landscape.dtype)
+
+
+def row_derivatives(
+    landscape: LossLandscape, batch: Batch, roots: Float[Tensor, "n c d"]
+) -> RowFactors:
+    """The derivatives of one batch for cotangents `roots`.
+
+    The layers' formulas are trusted only where their sum over rows is autograd's derivative, so
+    that shared weights and layers that are not called as such are differentiated row by row.
+    """
+    result = RowFactors()
+    leaves = as_leaves(landscape.parameters)
+    with torch.enable_grad(), landscape.mode(), _watched(landscape.model) as calls:
+        outputs = landscape.forward(leaves, batch[0])
+        sites = {name: call for name, call in calls.items() if len(call) == 1}
+        taps = [call[0][1] for call in sites.values()]
+        slopes: list[list[Tensor]] = []
+        sums: list[list[Tensor]] = []
+        for c in range(roots.shape[1]):
+            value = (outputs.reshape(roots[:, c].shape) * roots[:, c]).sum()
+            derivatives = torch.autograd.grad(
+                value, [*taps, *leaves.values()], retain_graph=True, materialize_grads=True
+            )
+            slopes.append([d.detach() for d in derivatives[: len(taps)]])
+            sums.append([d.detach() for d in derivatives[len(taps) :]])
+    expected = dict(zip(leaves, map(torch.stack, zip(*sums, strict=True)), strict=True))
+    names = {id(p): n for n, p in landscape.model.named_parameters()}
+    modules = dict(landscape.model.named_modules())
+    for place, (path, call) in enumerate(sites.items()):
+        inputs = call[0][0]
+        g = torch.stack([s[place] for s in slopes], dim=1)
+        _layer(result, modules[path], names, landscape.parameters, inputs, g)
+    for name in list(result.factors) + list(result.blocks):
+        if not _adds_up(result, name, expected[name]):
+            result.factors.pop(name, None)
+            result.blocks.pop(name, None)
+    rest = [n for n in leaves if n not in result.factors and n not in result.blocks]
+    if rest:
+        result.blocks |= _row_by_row(landscape, batch, roots, rest)
+    return result
+
+
+def _layer(
+    result: RowFactors,
+    module: nn.Module,
+    names: dict[int, str],
+    parameters: Parameters,
+    inputs: Tensor,
+    g: Float[Tensor, "n c ..."],
+) -> None:
+    """The derivatives by one layer's weight and bias."""
+    weight = names.get(id(module.weight))
+    bias = names.get(id(module.bias)) if module.bias is not None else None
+    n, c = g.shape[:2]
+    if isinstance(module, nn.Linear):
+        if bias in parameters:
+            result.blocks[str(bias)] = g.reshape(n, c, -1, g.shape[-1]).sum(2)
+        if weight in parameters and inputs.ndim == 2:
+            result.factors[str(weight)] = (inputs, g)
+        elif weight in parameters:
+            a = inputs.reshape(n, -1, inputs.shape[-1])
+            own = torch.einsum("ncto,nti->ncoi", g.reshape(n, c, a.shape[1], -1), a)
+            result.blocks[str(weight)] = own.flatten(2)
+    elif isinstance(module, nn.Conv2d):
+        if bias in parameters:
+            result.blocks[str(bias)] = g.flatten(3).sum(3)
+        if weight in parameters:
+            assert not isinstance(module.padding, str)
+            patches = nn.functional.unfold(
+                inputs,
+                module.kernel_size,
+                module.dilation,
+                module.padding,
+                module.stride,
+            )
+            own = torch.einsum("ncot,nit->ncoi", g.flatten(3), patches)
+            result.blocks[str(weight)] = own.flatten(2)
+
+
+def _adds_up(result: RowFactors, name: str, expected: Float[Tensor, "c ..."]) -> bool:
+    """Whether the sum over rows is autograd's derivative."""
+    if name in result.factors:
+        inputs, g = result.factors[name]
+        total = torch.einsum("nco,ni->coi", g, inputs).flatten(1)
+    else:
+        total = result.blocks[name].sum(0)
+    expected = expected.reshape(len(expected), -1)
+    slack = torch.finfo(expected.dtype).eps ** 0.5 * float(expected.norm())
+    return total.shape == expected.shape and float((total - expected).norm()) <= slack
+
+
+def _row_by_row(
+    landscape: LossLandscape, batch: Batch, roots: Float[Tensor, "n c d"], names: list[str]
+) -> dict[str, Float[Tensor, "n c p"]]:
+    """The derivatives by the named parameters, by vectorising over rows."""
+    chosen = {name: landscape.parameters[name] for name in names}
+    held = {n: p for n, p in landscape.parameters.items() if n not in chosen}
+
+    def one(row: Inputs, cotangents: Float[Tensor, "c d"]) -> dict[str, Tensor]:
+        def outputs(p: Parameters) -> Tensor:
+            single = _map(row, lambda t: t[None])
+            return landscape.forward({**held, **p}, single).reshape(-1)
+
+        _, pull = torch.func.vjp(outputs, chosen)
+        derivatives: dict[str, Tensor] = torch.vmap(pull)(cotangents)[0]
+        return {name: d.flatten(1) for name, d in derivatives.items()}
+
+    inputs, targets = batch
+    parts = []
+    with landscape.mode():
+        for start in range(0, len(targets), ROWS):
+            part = slice(start, start + ROWS)
+            try:
+                parts.append(torch.vmap(one)(cut_rows(inputs, part, len(targets)), roots[part]))
+            except RuntimeError as error:
+                raise InputError(
+                    f"the derivatives by {names[0]!r} cannot be taken row by row "
+                    f"({str(error).splitlines()[0]})"
+                ) from error
+    return {name: torch.cat([p[name].detach() for p in parts]) for name in names}
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
+    """Inputs and outputs of every call of a linear or convolution layer inside."""
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def note(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        calls.setdefault(path, []).append((inputs[0].detach(), output))
+
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            plain = isinstance(module, nn.Linear) or (
+                isinstance(module, nn.Conv2d)
+                and module.groups == 1
+                and module.padding_mode == "zeros"
+                and not isinstance(module.padding, str)
+            )
+            if plain:
+                handle = module.register_forward_hook(partial(note, path))
+                stack.callback(handle.remove)
+        yield calls
+
+
+def _map(inputs: Inputs, change: Any) -> Any:
+    if isinstance(inputs, Tensor):
+        return change(inputs)
+    if isinstance(inputs, dict):
+        return {key: _map(value, change) for key, value in inputs.items()}
+    return tuple(_map(value, change) for value in inputs)
