@@ -4,8 +4,25 @@ Everything here needs torch, NumPy, SciPy and jaxtyping alone. Data sets, traini
 reports are in the subpackages of those names.
 """
 
-from planimeter.curvature import Eigenpairs, frobenius_norm, top_eigenvalues, trace
-from planimeter.errors import InputError
+from planimeter.curvature import (
+    Eigenpairs,
+    GramSpectrum,
+    SpectralDensity,
+    SpectralSummary,
+    diagonal,
+    frobenius_norm,
+    gauss_newton_rank_bound,
+    gauss_newton_spectrum,
+    gauss_newton_trace,
+    hessian_rank_bound,
+    log_product,
+    piecewise_linear_trace,
+    spectral_density,
+    spectral_summary,
+    top_eigenvalues,
+    trace,
+)
+from planimeter.errors import InputError, MeasurementWarning
 from planimeter.estimate import Estimate
 from planimeter.flatness import MEASURES, KeskarSharpness, Measure, keskar_sharpness, measure
 from planimeter.landscape import LossLandscape
@@ -20,18 +37,31 @@ __all__ = [
     "CurvatureOperator",
     "Eigenpairs",
     "Estimate",
+    "GramSpectrum",
     "InputError",
     "KeskarSharpness",
     "LogProbability",
     "LossLandscape",
     "Measure",
+    "MeasurementWarning",
+    "SpectralDensity",
+    "SpectralSummary",
     "binary_cross_entropy",
+    "diagonal",
     "frobenius_norm",
     "fully_connected_kernel",
+    "gauss_newton_rank_bound",
+    "gauss_newton_spectrum",
+    "gauss_newton_trace",
+    "hessian_rank_bound",
     "keskar_sharpness",
     "log_prior",
+    "log_product",
     "measure",
     "nngp_kernel",
+    "piecewise_linear_trace",
+    "spectral_density",
+    "spectral_summary",
     "top_eigenvalues",
     "trace",
 ]

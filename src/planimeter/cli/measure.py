@@ -21,11 +21,13 @@ from planimeter.cli.output import (
     progress_bar,
 )
 from planimeter.cli.prior import classes, numbers, say_untrained
+from planimeter.cli.spectra import print_spectra, spectra, spectrum_record
 from planimeter.data import load, normalise
 from planimeter.errors import InputError
-from planimeter.landscape import LossLandscape
+from planimeter.landscape import BATCH_NORM, LossLandscape
 from planimeter.losses import LOSSES
 from planimeter.models.loading import load_model
+from planimeter.report.spectra import save_density_figure
 
 
 def measure(
@@ -47,7 +49,21 @@ def measure(
             "--measures", help=f"Comma-separated; default all: {', '.join(flatness.MEASURES)}."
         ),
     ] = None,
+    spectrum: Annotated[
+        bool,
+        typer.Option(
+            "--spectrum",
+            help="The spectra of Hessian and Gauss-Newton matrix (and no other measures, unless "
+            "named).",
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="With --spectrum: draw the densities here (.png, .pdf).")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time, for memory.")] = 500,
+    batch_norm: Annotated[
+        str, typer.Option(help=f"How BatchNorm runs: {', '.join(BATCH_NORM)}.")
+    ] = "eval",
     float64: Annotated[
         bool, typer.Option("--float64", help="Compute in double precision.")
     ] = False,
@@ -61,6 +77,8 @@ def measure(
 
     Example: planimeter measure mymodels:lenet --checkpoint lenet.pth --data mnist --rows 2000
     """
+    if plot is not None and not spectrum:
+        raise InputError("--plot draws what --spectrum computes: give both")
     means, stds = numbers(mean), numbers(std)
     network = load_model(model, checkpoint, seed=seed)
     say_untrained(model, checkpoint, seed)
@@ -82,20 +100,25 @@ def measure(
         raise InputError(f"no loss {chosen!r}; there are {', '.join(LOSSES)}")
     if binary:
         labels = torch.isin(labels, torch.tensor(classes(positive))).long()
-    landscape = LossLandscape(network, LOSSES[chosen], (inputs, labels), batch_size=batch_size)
+    landscape = LossLandscape(
+        network, LOSSES[chosen], (inputs, labels), batch_size=batch_size, batch_norm=batch_norm
+    )
+    wanted = names.split(",") if names else [] if spectrum else None
     started = time.monotonic()
     with progress_bar() as bar:
         task = bar.add_task("loss", total=None)
+
+        def progress(name: str, done: int, total: int) -> None:
+            bar.update(task, description=name, completed=done, total=total)
+
         value, accuracy = landscape.loss(), landscape.accuracy()
-        results = flatness.measure(
-            landscape,
-            names.split(",") if names else None,
-            seed=seed,
-            progress=lambda name, done, total: bar.update(
-                task, description=name, completed=done, total=total
-            ),
-        )
+        results = flatness.measure(landscape, wanted, seed=seed, progress=progress)
+        summaries = spectra(landscape, seed, progress) if spectrum else {}
     seconds = time.monotonic() - started
+    if plot is not None:
+        densities = {name: summary.density for name, summary in summaries.items()}
+        save_density_figure(densities, plot, f"{model} on {landscape.num_rows} rows of {data}")
+        errors.print(f"wrote {plot}")
     if as_json:
         print_json(
             {
@@ -109,23 +132,27 @@ def measure(
                 "loss": value,
                 "accuracy": accuracy,
                 "theta_norm": float(landscape.theta.norm()),
-                "dtype": str(landscape.dtype),
+                **landscape.record(),
                 "seed": seed,
                 "seconds": seconds,
                 "measures": {name: e.as_dict() for name, e in results.items()},
+                "spectra": {name: spectrum_record(s) for name, s in summaries.items()},
             }
         )
         return
-    print_table(
+    title = (
         f"{model} on {landscape.num_rows} rows of {data}: {chosen} {value:.4g}, accuracy "
         f"{100 * accuracy:.2f} %, {landscape.num_parameters:,} parameters, "
-        f"‖θ‖ {float(landscape.theta.norm()):.4g}",
-        ("measure", "value", "how", "products"),
-        [
+        f"‖θ‖ {float(landscape.theta.norm()):.4g}"
+    )
+    if results or not summaries:
+        rows_of_table = [
             (flatness.MEASURES[n].label, str(e), e.method, str(e.products) if e.products else "")
             for n, e in results.items()
-        ],
-    )
+        ]
+        print_table(title, ("measure", "value", "how", "products"), rows_of_table)
+    if summaries:
+        print_spectra(title, summaries)
     if accuracy < 1:
         errors.print(
             "note: not all rows are fitted; sharpness depends on the loss at the measuring point",

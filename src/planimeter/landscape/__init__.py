@@ -1,6 +1,6 @@
 """A model, a loss and data as one function of the parameters, and its derivatives."""
 
 from planimeter.landscape.landscape import LossLandscape, refuse_non_finite
-from planimeter.landscape.modes import evaluation_mode
+from planimeter.landscape.modes import BATCH_NORM, evaluation_mode
 
-__all__ = ["LossLandscape", "evaluation_mode", "refuse_non_finite"]
+__all__ = ["BATCH_NORM", "LossLandscape", "evaluation_mode", "refuse_non_finite"]
