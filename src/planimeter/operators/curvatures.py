@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from planimeter.operators.batches import Batch, BatchedLoss, Parameters, as_leaves, derivatives
@@ -153,12 +153,15 @@ def empirical_fisher_curvature(
 def monte_carlo_fisher_curvature(
     function: BatchedLoss,
     outputs: Float[Tensor, "n ..."],
-    targets: Float[Tensor, "n samples ..."],
+    targets: Shaped[Tensor, "n samples ..."],
     direction: Float[Tensor, "n ..."],
     terms: Callable[[Tensor], int],
 ) -> Tensor:
-    """The same for labels drawn from the model; `terms` losses are averaged within a row."""
-    samples = targets.unbind(1)
+    """The same for labels drawn from the model; `terms` losses are averaged within a row.
+
+    The function's loss is the mean over the draws.
+    """
+    samples = targets.split(1, dim=1)
     total = torch.zeros_like(outputs)
     for drawn in samples:
         total = total + _outer(function, outputs, drawn, direction)
