@@ -133,6 +133,16 @@ def record(function: Callable[..., list[Tensor]], examples: Sequence[Tensor]) ->
     return Tape(*_simplified(recorder, inputs, outputs))
 
 
+class RealZeros(TorchDispatchMode):
+    """Zeros have storage inside: torch writes into those without, as for mse_loss, and fails."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        zeros = func is aten._efficientzerotensor.default
+        return (torch.zeros if zeros else func)(*args, **(kwargs or {}))
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self, examples: Sequence[Tensor]) -> None:
         super().__init__()
