@@ -249,3 +249,80 @@ def test_attention_has_second_derivatives():
     ggn = landscape.gauss_newton().dense()
     assert float(torch.linalg.eigvalsh(ggn)[0]) > -1e-12
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_an_unused_module_and_unused_rows_of_an_embedding():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(4, 2), nn.Flatten(), nn.Linear(6, 2)).double()
+    data = (torch.randint(0, 3, (9, 3)), torch.randint(0, 2, (9,)))
+    hessian = LossLandscape(model, cross_entropy, data).hessian().dense()
+    torch.testing.assert_close(hessian, dense_hessian(model, cross_entropy, data))
+    assert float(hessian[6:8].abs().max()) == 0
+
+
+@pytest.mark.parametrize("products", ["tape", "graph", "recompute"])
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_curvature_scales_with_the_loss_whatever_the_way(small_net, small_data, products, scale):
+    def scaled(h, y):
+        return scale * cross_entropy(h, y)
+
+    one, other = (
+        LossLandscape(small_net, loss, small_data, products=products)
+        for loss in (cross_entropy, scaled)
+    )
+    v = torch.ones(57)
+    torch.testing.assert_close(
+        other.hessian() @ v / scale, one.hessian() @ v, rtol=1e-10, atol=1e-14
+    )
+    torch.testing.assert_close(
+        other.gauss_newton() @ v / scale, one.gauss_newton() @ v, rtol=1e-10, atol=1e-14
+    )
+
+
+def test_bfloat16_is_close_to_float32():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    data = (torch.randn(64, 5), torch.randint(0, 3, (64,)))
+    half = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+    half.load_state_dict(model.state_dict())
+    exact = LossLandscape(model, cross_entropy, data)
+    rough = LossLandscape(half.to(torch.bfloat16), cross_entropy, data)
+    assert rough.record()["dtype"] == "bfloat16"
+    assert rough.loss() == pytest.approx(exact.loss(), rel=0.02)
+    for kind in ("hessian", "gauss_newton", "empirical_fisher"):
+        expected, found = (getattr(ls, kind)().dense() for ls in (exact, rough))
+        assert float((found - expected).norm()) < 0.04 * float(expected.norm())
+
+
+def test_models_that_are_random_in_evaluation_mode_are_refused(small_net, small_data):
+    class Noisy(nn.Sequential):
+        def forward(self, x):
+            return super().forward(nn.functional.dropout(x, 0.2))
+
+    with pytest.raises(InputError, match=r"other outputs when it runs again.*functional dropout"):
+        LossLandscape(Noisy(*small_net), cross_entropy, small_data)
+
+
+def test_two_runs_are_equal_bit_by_bit(small_net, small_data):
+    def run():
+        loader = DataLoader(TensorDataset(*small_data), batch_size=16)
+        landscape = LossLandscape(small_net.float(), cross_entropy, loader, products="tape")
+        operators = (
+            landscape.hessian(),
+            landscape.gauss_newton(),
+            landscape.empirical_fisher(),
+            landscape.monte_carlo_fisher(2, seed=1),
+        )
+        v = torch.randn(57, 11, generator=torch.Generator().manual_seed(0))
+        numbers = [landscape.gradient(), torch.tensor([landscape.loss()]).double()]
+        return torch.cat(numbers + [(operator @ v).reshape(-1) for operator in operators])
+
+    assert torch.equal(run(), run())
+
+
+def test_operators_of_a_landscape_are_made_once(small_landscape):
+    assert small_landscape.hessian() is small_landscape.hessian()
+    assert small_landscape.hessian().restricted(["0", "2"]) is small_landscape.hessian()
+    elsewhere = small_landscape.at(small_landscape.theta + 1)
+    assert elsewhere.hessian() is not small_landscape.hessian()
+    assert not torch.allclose(elsewhere.hessian().dense(), small_landscape.hessian().dense())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -45,9 +46,10 @@ class BatchData:
             self.tensors = _checked_tensors(data[0], data[1])
             return
         if isinstance(data, Iterator) or not isinstance(data, Iterable):
+            what = "one-shot " if isinstance(data, Iterator) else ""
             raise InputError(
                 f"data must be tensors (inputs, targets) or an iterable that can be iterated "
-                f"again, got a one-shot {type(data).__name__}: pass a DataLoader or a list of "
+                f"again, got a {what}{type(data).__name__}: pass a DataLoader or a list of "
                 f"batches"
             )
         self.loader: Iterable[Any] = data
@@ -76,18 +78,26 @@ class BatchData:
             yield self._placed(_taken(inputs, rows, len(targets))), self._placed(targets[rows])
 
     def _loaded(self, seed: int | None) -> Iterator[Batch]:
-        """The loader's batches as pairs; the global random state is as before, afterwards.
+        """The loader's batches as pairs; it has a random state of its own.
 
-        A DataLoader draws from it even when it does not shuffle.
+        A DataLoader draws from the global one even when it does not shuffle.
         """
         state = torch.get_rng_state()
         if seed is not None:
-            torch.manual_seed(seed)
-        try:
-            for number, batch in enumerate(self.loader):
-                yield _pair(batch, number)
-        finally:
+            state = torch.Generator().manual_seed(seed).get_state()
+        batches: Iterator[Any] | None = None
+        for number in count():
+            outside = torch.get_rng_state()
             torch.set_rng_state(state)
+            try:
+                batches = iter(self.loader) if batches is None else batches
+                batch = next(batches)
+                state = torch.get_rng_state()
+            except StopIteration:
+                return
+            finally:
+                torch.set_rng_state(outside)
+            yield _pair(batch, number)
 
     def _check_repeats(self) -> None:
         """Two passes with different random states have to give the same batches."""
@@ -119,12 +129,14 @@ class BatchData:
                 "of rows): measure on the rows themselves, without random transforms, shuffling "
                 "or drop_last"
             )
-        if kept is not None:
+        # A loader may yield the same memory again with other rows in it.
+        if kept is not None and [_fingerprints(batch) for batch in kept] == first:
             self.loader = kept
 
     def _placed(self, values: Inputs) -> Any:
         if isinstance(values, Tensor):
             dtype = self.dtype if values.is_floating_point() else values.dtype
+            values = values.clone() if values.is_inference() else values
             return values.to(device=self.device, dtype=dtype)
         if isinstance(values, dict):
             return {key: self._placed(value) for key, value in values.items()}
@@ -195,9 +207,11 @@ def _fingerprints(batch: Batch) -> list[int]:
     return sums
 
 
-def _taken(inputs: Inputs, rows: Tensor, count: int) -> Any:
+def _taken(inputs: Inputs, rows: Tensor, size: int) -> Any:
     if isinstance(inputs, Tensor):
-        return inputs[rows.to(inputs.device)] if len(inputs) == count else inputs
+        return inputs[rows.to(inputs.device)] if inputs.ndim and len(inputs) == size else inputs
     if isinstance(inputs, dict):
-        return {key: _taken(value, rows, count) for key, value in inputs.items()}
-    return tuple(_taken(value, rows, count) for value in inputs)
+        return {key: _taken(value, rows, size) for key, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(_taken(value, rows, size) for value in inputs)
+    return inputs

@@ -9,8 +9,10 @@ model afterwards does not change it, and measuring never changes the model.
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ from planimeter.operators.batches import (
     flatten,
     gradient,
     mean_loss,
+    refuse_inference_mode,
     unflatten,
 )
 from planimeter.operators.curvatures import (
@@ -89,6 +92,7 @@ class LossLandscape:
         products: str = "auto",
         compile: bool = False,
     ) -> None:
+        refuse_inference_mode()
         self.model, self.loss_function = model, loss
         self.batch_norm = batch_norm
         self.mode = partial(evaluation_mode, model, batch_norm)
@@ -134,6 +138,7 @@ class LossLandscape:
 
     def at(self, theta: Float[Tensor, " P"]) -> LossLandscape:
         """The same landscape seen from other parameters."""
+        refuse_inference_mode()
         if theta.shape != (self.num_parameters,):
             raise InputError(
                 f"theta has shape {tuple(theta.shape)}, the model {self.num_parameters} parameters"
@@ -195,20 +200,29 @@ class LossLandscape:
         if samples < 1:
             raise InputError(f"samples must be at least 1, got {samples}")
         likelihood = likelihood_of(self.loss_function)
-        generator = torch.Generator(self.device).manual_seed(seed)
-        drawn = []
-        with torch.no_grad(), self.mode():
-            for inputs, _ in self.data:
+
+        def draw() -> list[Tensor]:
+            generator = torch.Generator(self.device).manual_seed(seed)
+            drawn: dict[int, list[Tensor]] = defaultdict(list)
+            for index, _, (inputs, _) in self.function.pieces():
                 outputs = self.forward(self.parameters, inputs)
                 draws = [likelihood.sample(outputs, generator) for _ in range(samples)]
-                drawn.append(torch.stack(draws, dim=1))
+                drawn[index].append(torch.stack(draws, dim=1))
+            return [torch.cat(parts) for parts in drawn.values()]
+
+        with torch.no_grad(), self.mode():
+            drawn: list[Tensor] = self.function.surviving(draw)
+
+        def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+            draws = [self.loss_function(outputs, one) for one in targets.unbind(1)]
+            return torch.stack(draws).mean()
 
         def batches() -> Iterator[Batch]:
             for (inputs, _), targets in zip(self.data, drawn, strict=True):
                 yield inputs, targets
 
         curve = partial(monte_carlo_fisher_curvature, terms=likelihood.terms)
-        function = BatchedLoss(self.forward, self.loss_function, batches)
+        function = BatchedLoss(self.forward, loss, batches, rows=self.function.rows)
         kind = GaussNewton("Monte-Carlo Fisher matrix", curve)
         return self._operator(kind, function, samples, seed)
 
@@ -221,13 +235,18 @@ class LossLandscape:
 
     def accuracy(self) -> float:
         """Fraction of rows whose predicted class is the target."""
-        right, rows = 0, 0
-        with torch.no_grad(), self.mode():
+
+        def compute() -> float:
+            right, rows = 0, 0
             for _, _, (inputs, targets) in self.function.pieces():
                 predicted = predicted_classes(self.forward(self.parameters, inputs))
                 right += int((predicted.reshape(-1) == targets.reshape(-1).long()).sum())
                 rows += targets.numel()
-        return right / rows
+            return right / rows
+
+        with torch.no_grad(), self.mode():
+            result: float = self.function.surviving(compute)
+        return result
 
     def batches(self) -> Iterator[Batch]:
         """One pass over the data, on the model's device, floating inputs in the model's dtype."""
@@ -277,15 +296,14 @@ class LossLandscape:
 
     def _check_deterministic(self) -> None:
         """Refuse a model that gives other outputs when it is run again."""
-        inputs, targets = next(iter(self.data))
-        inputs, state = cut_rows(inputs, slice(64), len(targets)), torch.get_rng_state()
-        try:
-            with torch.no_grad(), self.mode():
-                one = self.forward(self.parameters, inputs)
-                torch.manual_seed(1)
-                two = self.forward(self.parameters, inputs)
-        finally:
-            torch.set_rng_state(state)
+
+        def compute() -> tuple[Tensor, Tensor]:
+            inputs, _ = self._first_rows(64)
+            return self.forward(self.parameters, inputs), self.forward(self.parameters, inputs)
+
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad(), self.mode():
+            one, two = self.function.surviving(compute)
         scale = float(one.abs().max()) if one.numel() else 0.0
         if float((one - two).abs().max()) > 100 * torch.finfo(self.dtype).eps * scale:
             raise InputError(
@@ -293,26 +311,31 @@ class LossLandscape:
                 "(functional dropout, noise, stochastic depth) in evaluation mode"
             )
 
+    def _first_rows(self, count: int) -> Batch:
+        """Some rows of the first batch, no more than fit into memory at a time."""
+        inputs, targets = next(iter(self.data))
+        part = slice(min(count, self.function.rows or count))
+        return cut_rows(inputs, part, len(targets)), targets[part]
+
     def _check_mean(self) -> None:
         """Refuse a loss that is no mean over rows, where batches could not be put together."""
-        batches = iter(self.data)
-        whole_batch = next(batches)
-        if next(batches, None) is None:
-            return
-        inputs, targets = (
-            cut_rows(whole_batch[0], slice(7), len(whole_batch[1])),
-            whole_batch[1][:7],
-        )
-        rows, cut = len(targets), len(targets) // 3
-        if cut == 0:
+        if len(list(islice(self.data, 2))) < 2:
             return
 
-        def part_loss(part: slice) -> float:
-            outputs = self.forward(self.parameters, cut_rows(inputs, part, rows))
-            return float(self.loss_function(outputs, targets[part]).mean())
+        def compute() -> tuple[int, list[float]]:
+            inputs, targets = self._first_rows(7)
+            rows, cut = len(targets), len(targets) // 3
+            losses = []
+            for part in (slice(None), slice(cut), slice(cut, None)) if cut else ():
+                outputs = self.forward(self.parameters, cut_rows(inputs, part, rows))
+                losses.append(float(self.loss_function(outputs, targets[part]).mean()))
+            return rows, losses
 
         with torch.no_grad(), self.mode():
-            whole, left, right = (part_loss(p) for p in (slice(None), slice(cut), slice(cut, None)))
+            rows, losses = self.function.surviving(compute)
+        if not losses:
+            return
+        (whole, left, right), cut = losses, rows // 3
         parts = (cut * left + (rows - cut) * right) / rows
         if abs(whole - parts) > 1e-2 * max(abs(whole), abs(parts)):
             raise InputError(
@@ -323,8 +346,7 @@ class LossLandscape:
 
     def _check_convex(self) -> None:
         """Refuse a loss with a negative curvature in some direction of the outputs."""
-        inputs, targets = next(iter(self.data))
-        inputs, targets = cut_rows(inputs, slice(8), len(targets)), targets[:8]
+        inputs, targets = self._first_rows(8)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad(), self.mode():
             outputs = self.forward(self.parameters, inputs)

@@ -121,6 +121,8 @@ def mean_loss(function: BatchedLoss, parameters: Parameters) -> float:
 def gradient(function: BatchedLoss, parameters: Parameters) -> Float[Tensor, " P"]:
     """The gradient of L, flat; parameters that the loss does not use give zeros."""
 
+    refuse_inference_mode()
+
     def compute() -> Tensor:
         leaves = as_leaves(parameters)
         total, rows = None, 0.0
@@ -186,6 +188,15 @@ def derivatives(value: Tensor, leaves: Parameters, *, create_graph: bool = False
             value, list(leaves.values()), create_graph=create_graph, materialize_grads=True
         )
     )
+
+
+def refuse_inference_mode() -> None:
+    """Raise where derivatives would silently be zero."""
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "nothing can be differentiated inside torch.inference_mode(): call this outside of it, "
+            "or use torch.no_grad() instead"
+        )
 
 
 def first_non_finite(parameters: Parameters) -> str | None:

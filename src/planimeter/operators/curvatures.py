@@ -13,14 +13,16 @@ derivatives, and by reverse derivatives of a graph that is built once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from planimeter.operators.batches import Batch, BatchedLoss, Parameters, as_leaves, derivatives
+from planimeter.operators.tape import RealZeros
 
 Directions = list[Tensor]  # one tensor a parameter, of its shape
 LinearMap = Callable[[Directions], Directions]
@@ -47,6 +49,10 @@ class Hessian:
 
     name = "Hessian"
 
+    def __init__(self) -> None:
+        # Real zeros cost small networks a quarter of a product: only where they are needed.
+        self.zeros: Callable[[], AbstractContextManager[Any]] = nullcontext
+
     def forward(self, function: BatchedLoss, parameters: Parameters, batch: Batch) -> LinearMap:
         """Forward over reverse: the directional derivative of the gradient."""
         inputs, targets = batch
@@ -59,7 +65,14 @@ class Hessian:
 
         def product(directions: Directions) -> Directions:
             along = dict(zip(frozen, directions, strict=True))
-            _, derivative = torch.func.jvp(slope, (frozen,), (along,))
+            try:
+                with self.zeros():
+                    _, derivative = torch.func.jvp(slope, (frozen,), (along,))
+            except RuntimeError as error:
+                if "ZeroTensor" not in str(error):
+                    raise
+                self.zeros = RealZeros
+                return product(directions)
             return list(derivative.values())
 
         return product
@@ -153,12 +166,15 @@ def empirical_fisher_curvature(
 def monte_carlo_fisher_curvature(
     function: BatchedLoss,
     outputs: Float[Tensor, "n ..."],
-    targets: Float[Tensor, "n samples ..."],
+    targets: Shaped[Tensor, "n samples ..."],
     direction: Float[Tensor, "n ..."],
     terms: Callable[[Tensor], int],
 ) -> Tensor:
-    """The same for labels drawn from the model; `terms` losses are averaged within a row."""
-    samples = targets.unbind(1)
+    """The same for labels drawn from the model; `terms` losses are averaged within a row.
+
+    The function's loss is the mean over the draws.
+    """
+    samples = targets.split(1, dim=1)
     total = torch.zeros_like(outputs)
     for drawn in samples:
         total = total + _outer(function, outputs, drawn, direction)

@@ -18,13 +18,20 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from planimeter.errors import InputError, MeasurementWarning
-from planimeter.operators.batches import Batch, BatchedLoss, Parameters, first_non_finite
+from planimeter.operators.batches import (
+    Batch,
+    BatchedLoss,
+    Parameters,
+    first_non_finite,
+    refuse_inference_mode,
+)
 from planimeter.operators.curvatures import Curvature, Directions, LinearMap
 from planimeter.operators.memory import free_memory, is_out_of_memory
 from planimeter.operators.tape import Tape, TapeError, record, tensor_bytes
@@ -64,7 +71,9 @@ class Products:
             raise InputError(f"no strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
         if memory_budget is not None and memory_budget < 0:
             raise InputError(f"memory_budget must not be negative, got {memory_budget} bytes")
-        self.curvature, self.function, self.mode = curvature, function, mode
+        # A copy: pieces must not change their rows while some of them are kept.
+        self.curvature, self.function, self.mode = curvature, replace(function), mode
+        self._shared = function
         self.parameters = {name: value.detach() for name, value in parameters.items()}
         self.shapes = [value.shape for value in self.parameters.values()]
         self.sizes = [value.numel() for value in self.parameters.values()]
@@ -73,6 +82,7 @@ class Products:
         self.precision = max(torch.finfo(dtype).eps for dtype in self.dtypes)
         self.memory_budget, self.wanted, self.compiled = memory_budget, strategy, compile
         self.budget = 0
+        self.forward_is_wrong = False
         self._buffers = [
             torch.empty(value.shape, dtype=value.dtype, device=self.device)
             for value in self.parameters.values()
@@ -91,6 +101,7 @@ class Products:
 
     def __call__(self, vectors: Float[Tensor, " P *k"]) -> Float[Tensor, " P *k"]:
         """A v, or A V for the columns of V."""
+        refuse_inference_mode()
         columns = vectors if vectors.ndim == 2 else vectors[:, None]
         result: Tensor = self._surviving(lambda: self._columns(columns))
         return result if vectors.ndim == 2 else result[:, 0]
@@ -112,6 +123,8 @@ class Products:
                     self.wanted = "recompute"
                 else:
                     self.function.shrink(str(error))
+                    rows = self.function.rows
+                    self._shared.rows = min(rows or 1, self._shared.rows or rows or 1)
                 self._reset()
 
     def _columns(self, columns: Float[Tensor, "P k"]) -> Float[Tensor, "P k"]:
@@ -205,7 +218,8 @@ class Products:
                     return
                 self._keep(weight, another, tensor_bytes(another.constants))
             else:
-                self._keep(weight, self._unkept(batch, index), int(size))
+                own = int(size * weight / self.kept[0][0])
+                self._keep(weight, self._unkept(batch, index), own)
         self.all_kept = True
 
     def _keep(self, weight: float, product: LinearMap, size: int) -> None:
@@ -242,6 +256,7 @@ class Products:
             return None, saved.total
         if expected is not None:
             if not self._agree(found, expected):
+                self.forward_is_wrong = True
                 warnings.warn(
                     f"two ways to compute a product with the {self.curvature.name} differ by "
                     f"{_difference(found, expected):.1e}: going on with autograd's graph",
@@ -269,17 +284,18 @@ class Products:
             product = self.curvature.graph(self.function, self.parameters, batch, index)
             return product(directions)
 
-        times = {}
-        for name, way in (("forward", forward), ("reverse", reverse)):
-            try:
-                times[name] = seconds(way, self.device)
-            except (RuntimeError, NotImplementedError) as error:
-                if is_out_of_memory(error):
-                    raise
-        slower = max(times, key=lambda name: times[name])
-        self.strategy = "forward"
-        if "forward" not in times or (slower == "forward" and len(times) == 2):
-            ratio = times.get("forward", float("inf")) / times["reverse"]
+        if self.forward_is_wrong or self.wanted in ("tape", "graph"):
+            reverse_only = self.forward_is_wrong or self.wanted == "graph"
+            self.strategy = "reverse" if reverse_only else "forward"
+        else:
+            times = {}
+            for name, way in (("forward", forward), ("reverse", reverse)):
+                try:
+                    times[name] = seconds(way, self.device)
+                except (RuntimeError, NotImplementedError) as error:
+                    if is_out_of_memory(error):
+                        raise
+            ratio = times.get("forward", float("inf")) / times.get("reverse", float("inf"))
             self.strategy = "reverse" if ratio > SLOWER else "forward"
         rows = len(batch[1])
         if self.function.separable and rows >= 2 * BLOCK:
@@ -344,6 +360,9 @@ class Products:
             for single in singles:
                 tapes[0](single)
 
+        if self.wanted == "tape":  # no clock decides, so that results repeat bit by bit
+            self.blocks = blocks
+            return
         block = min(seconds(lambda: blocks[0](directions), self.device) for _ in range(2))
         if block <= seconds(one_by_one, self.device) or block <= seconds(one_by_one, self.device):
             self.blocks = blocks

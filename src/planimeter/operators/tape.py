@@ -133,6 +133,16 @@ def record(function: Callable[..., list[Tensor]], examples: Sequence[Tensor]) ->
     return Tape(*_simplified(recorder, inputs, outputs))
 
 
+class RealZeros(TorchDispatchMode):
+    """Zeros have storage inside: torch writes into those without, as for mse_loss, and fails."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        zeros = func is aten._efficientzerotensor.default
+        return (torch.zeros if zeros else func)(*args, **(kwargs or {}))
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self, examples: Sequence[Tensor]) -> None:
         super().__init__()
@@ -169,7 +179,7 @@ class _Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if any(w not in self.slots for w in written):
             raise TapeError(f"{func} writes into a tensor that does not depend on the input")
-        if func is aten._local_scalar_dense.default:
+        if func in (aten._local_scalar_dense.default, aten.equal.default):
             raise TapeError("a number was taken from a tensor that depends on the input")
         out = func(*args, **kwargs)
         self.mutated |= {_storage(w) for w in written}
@@ -227,6 +237,7 @@ def _simplified(
     same: dict[_Slot, _Slot] = {}
     zeros: set[_Slot] = set()
     transposed: dict[_Slot, _Slot] = {}
+    smaller: set[_Slot] = set()
     steps: list[_Step] = []
 
     def resolved(value: Any) -> Any:
@@ -258,24 +269,29 @@ def _simplified(
         elif step.call is aten.t.default and isinstance(first, _Slot):
             stands_for = transposed.get(first)
             transposed[result] = first
-        if (
-            stands_for is not None
-            and untouched(stands_for, result)
-            and (
-                recorder.layouts[stands_for] == recorder.layouts[result]
-                or (step.call is aten.add.Tensor and _broadcasts_later(result, recorder))
-            )
+        if stands_for is None or not untouched(stands_for, result):
+            steps.append(step)
+        elif stands_for not in smaller and recorder.layouts[stands_for] == recorder.layouts[result]:
+            same[result] = stands_for
+        elif (
+            step.call is aten.add.Tensor
+            and result not in outputs
+            and _broadcasts_later(result, recorder, smaller)
         ):
             same[result] = stands_for
+            smaller.add(result)
         else:
             steps.append(step)
     outputs = [resolved(o) for o in outputs]
-    steps = _needed(steps, outputs)
-    return steps, _fused(_rewritten(steps, recorder), recorder, outputs), inputs, outputs
+    steps = _reshaped(_needed(steps, outputs), recorder)
+    return steps, _fused(_rewritten(steps), recorder, outputs), inputs, outputs
 
 
-def _broadcasts_later(slot: _Slot, recorder: _Recorder) -> bool:
-    """Whether a tensor is only added to tensors of its own shape, so that it may be smaller."""
+def _broadcasts_later(slot: _Slot, recorder: _Recorder, smaller: set[_Slot]) -> bool:
+    """Whether a tensor is only added to tensors of its own shape, so that it may be smaller.
+
+    Two that are smaller would have nothing to broadcast to: `smaller` are those that already are.
+    """
     users = [step for step in recorder.steps if slot in step.slots()]
     return bool(users) and all(
         user.call is aten.add.Tensor
@@ -283,6 +299,7 @@ def _broadcasts_later(slot: _Slot, recorder: _Recorder) -> bool:
         and any(
             isinstance(other, _Slot)
             and other != slot
+            and other not in smaller
             and recorder.shapes[other] == recorder.shapes[slot]
             for other in user.arguments
         )
@@ -302,17 +319,22 @@ def _needed(steps: list[_Step], outputs: list[_Slot | Tensor]) -> list[_Step]:
     return kept[::-1]
 
 
-def _rewritten(steps: list[_Step], recorder: _Recorder) -> list[_Step]:
-    """One large matrix product in place of k with the same constant factor.
-
-    Simplified steps may give other strides than the recorded ones: views become reshapes.
-    """
+def _reshaped(steps: list[_Step], recorder: _Recorder) -> list[_Step]:
+    """Views become reshapes: steps in another form may give other strides than the recorded."""
     result = []
     for step in steps:
         made = step.results[0] if step.results else None
         if step.call in _VIEWS and made and recorder.storages[made] not in recorder.mutated:
             step = replace(step, call=torch.reshape)
-        elif step.call is aten.bmm.default:
+        result.append(step)
+    return result
+
+
+def _rewritten(steps: list[_Step]) -> list[_Step]:
+    """One large matrix product in place of k with the same constant factor."""
+    result = []
+    for step in steps:
+        if step.call is aten.bmm.default:
             left, right = step.arguments
             if isinstance(left, Tensor) and left.stride(0) == 0:
                 step = replace(step, call=_constant_times_stack, arguments=[left[0], right])
@@ -348,6 +370,11 @@ def _fused(steps: list[_Step], recorder: _Recorder, outputs: list[_Slot | Tensor
     made = {r: i for i, step in enumerate(steps) for r in step.results if r}
     gone: set[int] = set()
     steps = list(steps)
+
+    def _dtype(value: _Slot | Tensor) -> torch.dtype:
+        dtype: torch.dtype = recorder.layouts[value][2] if isinstance(value, _Slot) else value.dtype
+        return dtype
+
     for i, step in enumerate(steps):
         if step.call is not aten.add.Tensor or len(step.arguments) != 2:
             continue
@@ -356,8 +383,13 @@ def _fused(steps: list[_Step], recorder: _Recorder, outputs: list[_Slot | Tensor
             if where is None or uses[product] != 1 or steps[where].call not in fusions:
                 continue
             result = step.results[0]
-            if recorder.shapes[product] != recorder.shapes[result] or not isinstance(  # type: ignore[index]
-                other, _Slot | Tensor
+            if (
+                not result
+                or recorder.shapes[product] != recorder.shapes[result]
+                or not isinstance(other, _Slot | Tensor)
+                or len({recorder.layouts[result][2], _dtype(product), _dtype(other)}) > 1
+                # The product moves to where the sum is: its factors have to be the same there.
+                or any(recorder.storages[f] in recorder.mutated for f in steps[where].slots())
             ):
                 continue
             factors = steps[where].arguments
