@@ -84,7 +84,7 @@ def likelihood_of(loss: Loss) -> Likelihood:
         and getattr(loss, "pos_weight", None) is None
     )
     for functions, module, likelihood in _LIKELIHOODS:
-        if plain and (loss in functions or isinstance(loss, module)):
+        if plain and (loss in functions or type(loss) is module):
             return likelihood
     raise InputError(
         f"no likelihood is known for the loss {getattr(loss, '__name__', type(loss).__name__)!r}: "
@@ -130,4 +130,4 @@ _LIKELIHOODS: list[tuple[tuple[Loss, ...], type, Likelihood]] = [
 def predicts_classes(loss: Loss) -> bool:
     """Whether a loss is the cross-entropy of a softmax, which ignores a shift of all outputs."""
     softmax = (torch.nn.functional.cross_entropy, torch.nn.CrossEntropyLoss)
-    return loss is softmax[0] or isinstance(loss, softmax[1])
+    return loss is softmax[0] or type(loss) is softmax[1]

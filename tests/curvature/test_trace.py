@@ -27,9 +27,9 @@ def test_the_standard_error_is_honest(sign):
         (lambda seed: frobenius_norm(operator, probes=30, seed=seed), float(matrix.norm())),
     ):
         scores = torch.tensor([(e.value - exact) / e.stderr for e in map(estimate, range(200))])
-        # Student's t with 29 degrees of freedom has standard deviation 1.04; 200 draws know it
-        # to 5 %. The mean carries the small bias of the square root.
-        assert 0.85 < float(scores.std()) < 1.25
+        # Student's t of few degrees of freedom, narrowed by the widened error; 200 draws know it
+        # to 7 %. The mean carries the small bias of the square root.
+        assert 0.7 < float(scores.std()) < 1.25
         assert abs(float(scores.mean())) < 0.4
 
 

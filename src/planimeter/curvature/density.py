@@ -32,6 +32,8 @@ from planimeter.operators import CurvatureOperator
 from planimeter.operators.memory import free_memory
 
 Progress = Callable[[int, int], None]
+WIDTH = 16
+"""Further probes that are multiplied at a time."""
 Function = Callable[[Float[Tensor, " m"]], Float[Tensor, " m"]]
 
 
@@ -44,6 +46,8 @@ class SpectralDensity:
         known: (k,) eigenvalues counted exactly, each with weight 1/P.
         nodes, weights: one entry a probe, (m,) each; the weights of a probe sum to 1 and share the
             other (P - k)/P.
+        moments: (e, 2) first and second moments of further probes of one product each, which serve
+            trace and norm alone.
         products: matrix-vector products spent, those for the known eigenvalues included.
         converged: False when the known eigenvalues had not met their tolerance.
         seed, dtype, device, seconds: of the computation.
@@ -53,6 +57,7 @@ class SpectralDensity:
     known: Float[Tensor, " k"]
     nodes: list[Float[Tensor, " m"]]
     weights: list[Float[Tensor, " m"]]
+    moments: Float[Tensor, "e 2"]
     products: int
     converged: bool = True
     seed: int | None = None
@@ -66,17 +71,20 @@ class SpectralDensity:
         Its error is that of the probes; for f that are no polynomials of low degree, the error of
         the quadrature comes in addition and falls with the number of steps.
         """
-        rest = self.size - len(self.known)
-        offset = float(f(self.known).sum()) if len(self.known) else 0.0
         samples = torch.stack(
             [(w * f(x)).sum() for x, w in zip(self.nodes, self.weights, strict=True)]
         )
-        exact = rest == 0 or all(len(x) == rest for x in self.nodes)
+        steps = max(map(len, self.nodes))
+        return self._estimate(f, samples, f"SLQ {what}, {len(samples)} probes of {steps} steps")
+
+    def _estimate(self, f: Function, samples: Float[Tensor, " s"], method: str) -> Estimate:
+        """The sum of f over the known eigenvalues, and over the others from their mean."""
+        rest = self.size - len(self.known)
+        offset = float(f(self.known).sum()) if len(self.known) else 0.0
         return Estimate(
             offset + rest * float(samples.mean()),
-            0.0 if exact and float(samples.std()) == 0 else rest * standard_error(samples),
-            f"SLQ {what}, {len(self.nodes)} probes of {max(map(len, self.nodes))} steps, "
-            f"{len(self.known)} eigenvalues known",
+            rest * standard_error(samples),
+            f"{method}, {len(self.known)} eigenvalues known",
             self.products,
             self.converged,
             self.seed,
@@ -85,17 +93,23 @@ class SpectralDensity:
             self.seconds,
         )
 
+    def _moment(self, power: int, what: str) -> Estimate:
+        """The sum of a power of the eigenvalues, from all probes; no quadrature error."""
+        own = [(w * x**power).sum() for x, w in zip(self.nodes, self.weights, strict=True)]
+        samples = torch.cat([torch.stack(own), self.moments[:, power - 1]])
+        return self._estimate(lambda x: x**power, samples, f"{what}, {len(samples)} probes")
+
     def moment(self, power: int) -> Estimate:
         r"""The mean of :math:`\lambda^{\mathrm{power}}` over all eigenvalues."""
         return self.functional(lambda x: x**power, f"moment {power}") * (1 / self.size)
 
     def trace(self) -> Estimate:
         """The sum of the eigenvalues; no quadrature error."""
-        return self.functional(lambda x: x, "trace")
+        return self._moment(1, "trace")
 
     def frobenius_norm(self) -> Estimate:
         """The root of the sum of their squares; no quadrature error."""
-        return self.functional(torch.square, "squared Frobenius norm").sqrt()
+        return self._moment(2, "Frobenius norm").sqrt()
 
     def effective_dimension(self, damping: float) -> Estimate:
         r"""How many directions the data determine, :math:`\sum_i \lambda_i / (\lambda_i + c)`.
@@ -172,6 +186,7 @@ def spectral_density(
     *,
     probes: int = 8,
     steps: int = 50,
+    extra: int = 0,
     known: Eigenpairs | None = None,
     seed: int = 0,
     progress: Progress = lambda done, total: None,
@@ -181,47 +196,59 @@ def spectral_density(
     Arguments:
         operator: size P.
         probes: random vectors, at least 2; they run side by side, so that block products serve.
-        steps: of each; fewer where the Krylov space is exhausted before.
+        steps: of each, at least 2; fewer where the Krylov space is exhausted before.
+        extra: further probes of one product each, for trace and norm.
         known: eigenpairs to count exactly, such as `top_eigenvalues` gives them.
         seed: of the probes.
         progress: called with the products done and their greatest number.
 
     Raises:
-        InputError: fewer than 2 probes or 1 step.
+        InputError: fewer than 2 probes or 2 steps.
 
     Source: Golub and Meurant 1994; Ubaru, Chen and Saad 2017; granziol2020, Section 3.
     """
     started = time.perf_counter()
     if probes < 2:
         raise InputError(f"{probes} probes leave no standard error: use at least 2")
-    if steps < 1:
-        raise InputError(f"steps must be at least 1, got {steps}")
+    if steps < 2 or extra < 0:
+        raise InputError(f"steps must be at least 2 and extra at least 0, got {steps} and {extra}")
     generator = torch.Generator().manual_seed(seed)
     size = operator.size
-    vectors = torch.zeros(size, 0, dtype=torch.float64, device=operator.device)
+    rows = torch.zeros(0, size, dtype=basis_dtype(operator), device=operator.device)
     if known is not None:
-        vectors = known.vectors
-    steps = min(steps, size - vectors.shape[1])
+        rows = known.vectors.T.to(rows).contiguous()
+    steps = min(steps, size - len(rows))
     at_once = _at_once(operator, probes, steps)
     nodes: list[Tensor] = []
     weights: list[Tensor] = []
     done = 0
     for start in range(0, probes if steps else 0, at_once):
         count = min(at_once, probes - start)
-        chains = _Chains(operator, vectors, gaussian(operator, count, generator), steps)
+        chains = _Chains(operator, rows, gaussian(operator, count, generator).T, steps)
         for _ in range(steps):
             done += chains.step()
-            progress(done, probes * steps)
+            progress(done, probes * steps + extra)
         for chain in chains.quadrature():
             nodes.append(chain[0])
             weights.append(chain[1])
     if not steps:  # every eigenvalue is known
         nodes, weights = [torch.zeros(1).double()] * 2, [torch.zeros(1).double()] * 2
+    moments = torch.empty(0, 2, dtype=torch.float64)
+    for start in range(0, extra if steps else 0, WIDTH):
+        v = gaussian(operator, min(WIDTH, extra - start), generator).T.to(rows)
+        v = _outside(_outside(v, rows), rows)
+        v = v / v.norm(dim=1, keepdim=True)
+        images = _outside((operator @ v.T.double()).T.to(rows), rows)
+        fresh = torch.stack([(v * images).sum(1), (images**2).sum(1)], dim=1).double()
+        moments = torch.cat([moments, fresh.cpu()])
+        done += len(v)
+        progress(done, done + extra - len(moments))
     return SpectralDensity(
         size,
         torch.zeros(0, dtype=torch.float64) if known is None else known.values.cpu(),
         nodes,
         weights,
+        moments,
         done + (known.products if known else 0),
         known is None or bool(known.converged.all()),
         seed,
@@ -243,15 +270,15 @@ class _Chains:
     def __init__(
         self,
         operator: CurvatureOperator,
-        known: Float[Tensor, "P k"],
-        start: Float[Tensor, "P c"],
+        known: Float[Tensor, "k P"],
+        start: Float[Tensor, "c P"],
         steps: int,
     ) -> None:
         self.operator = operator
         self.dtype = basis_dtype(operator)
-        self.known = known.to(self.dtype)
-        count = start.shape[1]
-        rows = self._outside(start.to(self.dtype)).T
+        self.known = known
+        count = len(start)
+        rows = _outside(_outside(start.to(self.dtype), known), known)
         self.basis = torch.empty(
             count, steps + 1, operator.size, dtype=self.dtype, device=operator.device
         )
@@ -259,6 +286,7 @@ class _Chains:
         self.alphas: list[list[float]] = [[] for _ in range(count)]
         self.betas: list[list[float]] = [[] for _ in range(count)]
         self.alive = list(range(count))
+        self.last_betas = torch.zeros(count, dtype=self.dtype, device=operator.device)
         self.scale = 0.0
         self.at = 0
 
@@ -268,28 +296,30 @@ class _Chains:
             return 0
         alive, m = self.alive, self.at + 1
         current = self.basis[alive, self.at]
-        images = self._outside((self.operator @ current.double().T).to(self.dtype)).T
+        images = _outside((self.operator @ current.T.double()).T.to(self.dtype), self.known)
         alphas = (images * current).sum(1)
         self.scale = max(self.scale, float(images.norm(dim=1).max()))
-        remainder = images[:, :, None]
-        for _ in range(2):
-            bases = self.basis[alive, :m]
-            before = float(remainder.norm())
-            remainder = remainder - bases.transpose(1, 2) @ (bases @ remainder)
-            if float(remainder.norm()) > 0.5 * before:
-                break
-        images = remainder[:, :, 0]
+        images = images - alphas[:, None] * current
+        if m > 1:
+            images -= self.last_betas[:, None] * self.basis[alive, self.at - 1]
+        for place, chain in enumerate(alive):  # a batched product with one vector is slower
+            vectors, own = self.basis[chain, :m], images[place]
+            for _ in range(2):
+                lost = vectors @ own
+                own.addmv_(vectors.T, lost, alpha=-1)
+                if float(lost.norm()) < 0.1 * float(own.norm()):
+                    break
         betas = images.norm(dim=1)
         self.at = m
         survivors = []
         for place, chain in enumerate(alive):
             self.alphas[chain].append(float(alphas[place]))
             if float(betas[place]) > max(1e-14, self.operator.epsilon) * self.scale:
-                survivors.append(chain)
+                survivors.append(place)
                 self.betas[chain].append(float(betas[place]))
                 self.basis[chain, m] = images[place] / betas[place]
-        spent, self.alive = len(alive), survivors
-        return spent
+        self.alive, self.last_betas = [alive[place] for place in survivors], betas[survivors]
+        return len(alive)
 
     def quadrature(self) -> list[tuple[Tensor, Tensor]]:
         """Nodes and weights of every chain."""
@@ -299,7 +329,7 @@ class _Chains:
             result.append((torch.from_numpy(theta), torch.from_numpy(s[0] ** 2)))
         return result
 
-    def _outside(self, columns: Float[Tensor, "P c"]) -> Float[Tensor, "P c"]:
-        for _ in range(2):
-            columns = columns - self.known @ (self.known.T @ columns)
-        return columns
+
+def _outside(vectors: Float[Tensor, "c P"], known: Float[Tensor, "k P"]) -> Float[Tensor, "c P"]:
+    """The parts orthogonal to orthonormal rows."""
+    return vectors - (vectors @ known.T) @ known if len(known) else vectors

@@ -54,8 +54,9 @@ def spectral_summary(
     *,
     k: int = 10,
     tolerance: float = 1e-3,
-    probes: int = 8,
+    probes: int = 6,
     steps: int = 25,
+    extra: int = 50,
     max_products: int | None = None,
     seed: int = 0,
     progress: Progress = lambda done, total: None,
@@ -70,6 +71,7 @@ def spectral_summary(
         k: eigenpairs of largest magnitude.
         tolerance: of their residuals.
         probes, steps: of the density.
+        extra: further probes of one product each, for trace and norm.
         max_products: for the eigenpairs.
         seed: of all that is random.
         progress: called with the products done and about how many there will be.
@@ -78,7 +80,7 @@ def spectral_summary(
         InputError: k is not between 1 and P, or fewer than 2 probes.
     """
     started = time.perf_counter()
-    guess = 5 * k + probes * steps
+    guess = 5 * k + probes * steps + extra
     pairs = top_eigenvalues(
         operator,
         min(k, operator.size),
@@ -93,6 +95,7 @@ def spectral_summary(
         operator,
         probes=probes,
         steps=steps,
+        extra=extra,
         known=pairs,
         seed=seed + 1,
         progress=lambda done, total: progress(pairs.products + done, pairs.products + total),

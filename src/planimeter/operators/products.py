@@ -169,7 +169,11 @@ class Products:
             for weight, tape in zip(weights, self.blocks, strict=True)
         )
         assert isinstance(total, Tensor)
-        return self._finite(total.T / sum(weights), directions)
+        result = total.T / sum(weights)
+        if not bool(torch.isfinite(result.sum())):
+            for column in columns.unbind(1):
+                self._one(column)  # the one that is not finite says where
+        return result
 
     def _maps(self) -> Iterator[tuple[float, LinearMap]]:
         """Every piece of the data as a linear map with its rows."""
@@ -238,6 +242,7 @@ class Products:
             if is_out_of_memory(error) or isinstance(error, InputError):
                 raise
             failure, expected = str(error).splitlines()[0], None
+            slow = float("inf")
         if self.wanted == "graph" and expected is not None:
             return None, saved.total
         try:
@@ -254,7 +259,14 @@ class Products:
             if self.wanted == "tape":
                 raise InputError(f"the model cannot be recorded on a tape: {error}") from error
             return None, saved.total
-        if expected is not None:
+        if expected is None:  # nothing independent to compare with, but the tape has to be right
+            expected = self.curvature.forward(self.function, self.parameters, batch)(directions)
+            if not self._agree(found, expected):
+                raise InputError(
+                    f"the {self.curvature.name} cannot be computed: recorded and repeated products "
+                    f"differ by {_difference(found, expected):.1e} ({failure})"
+                )
+        else:
             if not self._agree(found, expected):
                 self.forward_is_wrong = True
                 warnings.warn(
@@ -275,7 +287,7 @@ class Products:
     def _decide_recomputed(
         self, batch: Batch, index: int, directions: Directions, size: int
     ) -> None:
-        """Forward or reverse, on pieces that fit into the budget and a half of the batch's rows."""
+        """Forward or reverse, on halves of the batch or, if memory needs it, smaller pieces."""
 
         def forward() -> Directions:
             return self.curvature.forward(self.function, self.parameters, batch)(directions)
@@ -300,7 +312,7 @@ class Products:
         rows = len(batch[1])
         if self.function.separable and rows >= 2 * BLOCK:
             pieces = 2
-            while size / pieces > self.budget and rows // (2 * pieces) >= BLOCK:
+            while size / pieces > free_memory(self.device) // 4 and rows // (2 * pieces) >= BLOCK:
                 pieces *= 2
             self.function.rows = min(-(-rows // pieces), self.function.rows or rows)
 
@@ -392,11 +404,8 @@ class Products:
         """The result itself; an error in words where it is not finite."""
         if bool(torch.isfinite(result.sum())) or bool(torch.isfinite(result).all()):
             return result
-        single = [
-            d if d.ndim == len(s) else d[0] for d, s in zip(directions, self.shapes, strict=True)
-        ]
         for number, (_, product) in enumerate(self._maps()):
-            parts = dict(zip(self.parameters, product(single), strict=True))
+            parts = dict(zip(self.parameters, product(directions), strict=True))
             name = first_non_finite(parts)
             if name is not None:
                 raise InputError(

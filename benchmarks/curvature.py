@@ -1,0 +1,300 @@
+"""Curvature against the peers: products, eigenvalues, summaries, memory. Prints and writes ratios.
+
+    python -m pip install --no-deps -r benchmarks/requirements.txt
+    python benchmarks/curvature.py                      # about 20 minutes on 2 cores
+    python benchmarks/curvature.py --only MLP --rounds 9
+    python benchmarks/curvature.py --device cuda
+
+All sides run alternately in this process, the table shows medians of ratios, and peers that are
+not installed are left out. Writes benchmarks/results/curvature.md (curvature-cuda.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from peers import PEERS, Peer, quiet, version
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from workloads import NAMES, workload
+
+from planimeter.curvature import spectral_summary, top_eigenvalues
+from planimeter.landscape import LossLandscape, evaluation_mode
+
+RESULTS = Path(__file__).parent / "results"
+# Whole computations run on fewer rows where one product takes seconds.
+FEWER = {"MLP": 500, "CNN": 125, "ResNet-20": 32, "transformer": 16}
+MODES = ("nothing", "gradient", "kept", "recomputed")
+device = torch.device("cpu")
+
+
+def seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def problem(name: str, rows: int | None = None) -> tuple[torch.nn.Module, Tensor, Tensor]:
+    model, x, y = workload(name, rows)
+    return model.to(device), x.to(device), y.to(device)
+
+
+def plain_gradient(model: torch.nn.Module, x: Tensor, y: Tensor) -> None:
+    with evaluation_mode(model):
+        torch.autograd.grad(cross_entropy(model(x), y), list(model.parameters()))
+
+
+def made_peers(name: str, rows: int | None = None) -> dict[str, Peer]:
+    model, x, y = problem(name, rows)
+    found: dict[str, Peer] = {}
+    for kind in PEERS:
+        if version(kind) == "not installed":
+            continue
+        try:
+            peer = kind(model, x, y, batch_size=len(y))
+            with evaluation_mode(peer.model):
+                peer.product(torch.zeros(sum(peer.sizes), device=device))
+            found[kind.name] = peer
+        except Exception as error:  # whatever a peer raises
+            print(f"  {kind.name} fails on {name}: {str(error).splitlines()[0][:90]}")
+    return found
+
+
+def products(name: str, rounds: int) -> list[str]:
+    """One product, in gradients of the same data."""
+    model, x, y = problem(name)
+    landscapes = {
+        "planimeter, kept": LossLandscape(model, cross_entropy, (x, y), batch_size=len(y)),
+        "planimeter, recomputed": LossLandscape(
+            model, cross_entropy, (x, y), batch_size=len(y), products="recompute"
+        ),
+    }
+    size = landscapes["planimeter, kept"].num_parameters
+    v = torch.randn(size, dtype=torch.float64, device=device)
+    block = torch.randn(size, 16 if size < 100_000 else 8, dtype=torch.float64, device=device)
+    sides: dict[str, Callable[[], object]] = {}
+    for label, landscape in landscapes.items():
+        hessian = landscape.hessian()
+        hessian @ v  # what is kept is made here
+        sides[label] = partial(hessian.__matmul__, v)
+    ggn = landscapes["planimeter, kept"].gauss_newton()
+    sides["planimeter, Gauss-Newton"] = partial(ggn.__matmul__, v)
+    kept = landscapes["planimeter, kept"].hessian()
+    kept @ block
+    sides["planimeter, per vector of a block"] = partial(kept.__matmul__, block)
+    single = v.float()
+    for label, peer in made_peers(name).items():
+
+        def peer_product(peer: Peer = peer) -> None:
+            with quiet(), evaluation_mode(peer.model):
+                peer.product(single)
+
+        sides[label] = peer_product
+    ratios: dict[str, list[float]] = {label: [] for label in sides}
+    for round_number in range(rounds + 1):
+        gradient = min(seconds(partial(plain_gradient, model, x, y)) for _ in range(2))
+        for label, call in sides.items():
+            repeats = 2 if gradient < 0.1 else 1
+            taken = min(seconds(call) for _ in range(repeats)) / gradient
+            if round_number:  # the first round warms up
+                ratios[label].append(taken / block.shape[1] if label.endswith("block") else taken)
+    medians = {label: statistics.median(own) for label, own in ratios.items()}
+    best = min(medians["planimeter, kept"], medians["planimeter, per vector of a block"])
+    return [
+        f"| {name} | {label} | {median:.2f} | "
+        f"{'' if label.startswith('planimeter') else f'{median / best:.2f}'} |"
+        for label, median in medians.items()
+    ]
+
+
+def eigenvalues(name: str, rounds: int) -> list[str]:
+    """The top 10 eigenvalues to 1e-3, products and time."""
+    model, x, y = problem(name, FEWER[name])
+    peers = {
+        label: peer
+        for label, peer in made_peers(name, FEWER[name]).items()
+        if label in ("hessian-eigenthings", "curvlinops", "landscaper, cache")
+        and (name == "MLP" or not label.startswith("landscaper"))
+    }
+
+    def fresh() -> LossLandscape:
+        return LossLandscape(model, cross_entropy, (x, y), batch_size=len(y))
+
+    exact = top_eigenvalues(fresh().hessian(), 10, tolerance=1e-6, max_products=2000).values
+    times: dict[str, list[float]] = {}
+    answers: dict[str, tuple[int, list[float]]] = {}
+    for _ in range(rounds):
+        for label, copies in (("planimeter", True), ("planimeter, copies unseen", False)):
+            landscape = fresh()
+            started = time.perf_counter()
+            found = top_eigenvalues(landscape.hessian(), 10, tolerance=1e-3, multiplicities=copies)
+            times.setdefault(label, []).append(time.perf_counter() - started)
+            answers[label] = found.products, found.values.tolist()
+        for label, peer in peers.items():
+            with evaluation_mode(peer.model):
+                started = time.perf_counter()
+                values = peer.top_eigenvalues(10)
+                times.setdefault(label, []).append(time.perf_counter() - started)
+            answers[label] = peer.products, values
+    ours = times["planimeter"]
+    lines = []
+    for label, own in times.items():
+        count, values = answers[label]
+        errors = torch.tensor(sorted(values, reverse=True)).double() - exact.cpu()
+        wrong = float(errors.abs().max() / exact.abs().max())
+        ratio = statistics.median(a / b for a, b in zip(own, ours, strict=True))
+        lines.append(f"| {name}, {len(y)} rows | {label} | {count} | {wrong:.0e} | {ratio:.2f} |")
+    return lines
+
+
+def summaries(name: str, rounds: int) -> list[str]:
+    """Largest eigenvalue, trace, norm and density: one pass against separate calls."""
+    model, x, y = problem(name, FEWER[name])
+    ours, lines = [], []
+    for _ in range(rounds):
+        landscape = LossLandscape(model, cross_entropy, (x, y), batch_size=len(y))
+        started = time.perf_counter()
+        found = spectral_summary(landscape.hessian())
+        ours.append(time.perf_counter() - started)
+    mine = statistics.median(ours)
+    lines.append(
+        f"| {name}, {len(y)} rows | planimeter | {found.products} | {found.largest} | "
+        f"{found.trace} | {found.frobenius_norm} | yes | 1.00 |"
+    )
+    for label, peer in made_peers(name, FEWER[name]).items():
+        if label not in ("landscaper, cache", "hessian-eigenthings", "curvlinops"):
+            continue
+        if name != "MLP" and label == "hessian-eigenthings":
+            continue  # ten probes of eighty steps
+        started = time.perf_counter()
+        with evaluation_mode(peer.model):
+            answers = peer.summary()
+        taken = time.perf_counter() - started
+        count = sum(a.products for a in answers.values() if a)
+        cells = []
+        for key in ("lambda_max", "trace", "frobenius"):
+            answer = answers[key]
+            cells.append(f"{answer.value:.5g}" if answer and not answer.note else "–")
+        density = "yes" if answers["density"] and not answers["density"].note else "–"
+        lines.append(
+            f"| {name}, {len(y)} rows | {label} | {count} | {' | '.join(cells)} | {density} | "
+            f"{taken / mine:.2f} |"
+        )
+    return lines
+
+
+def memory_in(mode: str, name: str) -> int:
+    """Peak bytes of a fresh process that does one thing."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--device", str(device), "--peak", mode, "--only", name],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+def peak(mode: str, name: str) -> int:
+    model, x, y = problem(name)
+    strategy = {"kept": "tape", "recomputed": "recompute"}.get(mode)
+    if mode == "gradient":
+        plain_gradient(model, x, y)
+    elif strategy:
+        landscape = LossLandscape(
+            model, cross_entropy, (x, y), batch_size=len(y), products=strategy
+        )
+        hessian = landscape.hessian()
+        for _ in range(3):
+            hessian @ torch.ones(hessian.size, device=device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def memory(name: str) -> list[str]:
+    """Peak memory over the gradient's own."""
+    base, *peaks = (memory_in(mode, name) for mode in MODES)
+    gradient, kept, recomputed = (value - base for value in peaks)
+    if gradient < 2**23:
+        return [f"| {name} | under 8 MiB | – | – |"]
+    return [
+        f"| {name} | {gradient / 2**20:.0f} MiB | {kept / gradient:.2f} | "
+        f"{recomputed / gradient:.2f} |"
+    ]
+
+
+SECTIONS: tuple[tuple[str, str, Callable[[str, int], list[str]]], ...] = (
+    (
+        "One product, in gradients of the same data",
+        "| workload | who | gradients | over planimeter's best |\n|---|---|---|---|",
+        products,
+    ),
+    (
+        "Top 10 eigenvalues to a relative residual of 1e-3, set-up included",
+        "| workload | who | products | largest error / λ_max | time over planimeter's |\n"
+        "|---|---|---|---|---|",
+        lambda name, rounds: eigenvalues(name, min(rounds, 3)),
+    ),
+    (
+        "λ_max, trace, Frobenius norm and density, set-up included",
+        "| workload | who | products | λ_max | trace | Frobenius | density | time |\n"
+        "|---|---|---|---|---|---|---|---|",
+        lambda name, rounds: summaries(name, min(rounds, 3)),
+    ),
+    (
+        "Peak memory over the gradient's own",
+        "| workload | gradient | kept | recomputed |\n|---|---|---|---|",
+        lambda name, rounds: memory(name),
+    ),
+)
+
+
+def main() -> None:
+    global device
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=NAMES, nargs="*", default=list(NAMES))
+    parser.add_argument("--section", type=int, nargs="*", default=list(range(len(SECTIONS))))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--peak", choices=MODES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if options.peak:
+        print(json.dumps(peak(options.peak, options.only[0])))
+        return
+    where = torch.cuda.get_device_name() if device.type == "cuda" else (
+        f"{torch.get_num_threads()} threads"
+    )  # fmt: skip
+    text = (
+        f"# Curvature against the peers\n\nMedians of {options.rounds} alternating rounds "
+        f"(eigenvalues and summaries: 3), torch {torch.__version__}, {where}. Written by "
+        f"`benchmarks/curvature.py`. Peers: "
+        + ", ".join(sorted({f"{p.distribution} {version(p)}" for p in PEERS}))
+        + ".\n"
+    )
+    for number, (title, head, section) in enumerate(SECTIONS):
+        if number not in options.section:
+            continue
+        print(f"\n## {title}\n\n{head}", flush=True)
+        text += f"\n## {title}\n\n{head}\n"
+        for name in options.only:
+            for line in section(name, options.rounds):
+                print(line, flush=True)
+                text += line + "\n"
+    if sorted(options.only) == sorted(NAMES) and len(options.section) == len(SECTIONS):
+        file = RESULTS / ("curvature.md" if device.type == "cpu" else f"curvature-{device.type}.md")
+        file.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
