@@ -9,15 +9,7 @@ from planimeter.landscape import LossLandscape
 from planimeter.operators import CurvatureOperator
 
 
-def operator_with(spectrum, seed=0):
-    n = len(spectrum)
-    generator = torch.Generator().manual_seed(seed)
-    q, _ = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))
-    matrix = q @ torch.diag(torch.as_tensor(spectrum, dtype=torch.float64)) @ q.T
-    return CurvatureOperator.from_dense((matrix + matrix.T) / 2)
-
-
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(2, 40), st.integers(1, 5), st.integers(0, 1000))
 def test_an_exact_eigenvalue_lies_within_the_residual(n, k, seed):
     a = torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -40,17 +32,17 @@ def test_values_of_a_hessian(small_landscape):
     torch.testing.assert_close(pairs.values, expected, rtol=1e-7, atol=1e-9)
 
 
-def test_signs_are_right_when_both_ends_compete():
+def test_signs_are_right_when_both_ends_compete(operator_with):
     pairs = top_eigenvalues(operator_with([-10.0, -9.9, 9.8, 5.0, *[0.01] * 20]), 2)
     torch.testing.assert_close(pairs.values, torch.tensor([9.8, 5.0]).double(), rtol=1e-6, atol=0)
 
 
-def test_a_negative_definite_matrix():
+def test_a_negative_definite_matrix(operator_with):
     pairs = top_eigenvalues(operator_with([-1.0, -2.0, -3.0, -4.0]), 2)
     torch.testing.assert_close(pairs.values, torch.tensor([-1.0, -2.0]).double())
 
 
-def test_no_ghost_copies_after_many_steps():
+def test_no_ghost_copies_after_many_steps(operator_with):
     spectrum = [100.0, *torch.linspace(0, 1, 400).tolist()]
     pairs = top_eigenvalues(operator_with(spectrum), 4, tolerance=1e-10, max_products=200)
     assert float(pairs.values[0]) == pytest.approx(100.0)
@@ -66,7 +58,7 @@ def test_an_exhausted_krylov_space_goes_on():
     torch.testing.assert_close(pairs.vectors.T @ pairs.vectors, torch.eye(3).double())
 
 
-def test_what_did_not_converge_says_so():
+def test_what_did_not_converge_says_so(operator_with):
     pairs = top_eigenvalues(operator_with(torch.linspace(0, 1, 300).tolist()), 3, max_products=10)
     assert pairs.products == 10
     assert not bool(pairs.converged.any())
@@ -74,7 +66,7 @@ def test_what_did_not_converge_says_so():
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
-def test_convergence_does_not_depend_on_the_scale(scale):
+def test_convergence_does_not_depend_on_the_scale(scale, operator_with):
     spectrum = torch.linspace(-3, 5, 50)
     one, other = (top_eigenvalues(operator_with(s * spectrum), 3) for s in (1.0, scale))
     assert one.products == other.products
@@ -107,7 +99,7 @@ def test_k_out_of_range_is_refused(k):
         ([-7.0] + [0.0] * 99, [0.0, 0.0, 0.0]),
     ],
 )
-def test_multiplicities_are_right(spectrum, expected):
+def test_multiplicities_are_right(spectrum, expected, operator_with):
     pairs = top_eigenvalues(operator_with(spectrum), 3)
     torch.testing.assert_close(pairs.values, torch.tensor(expected).double(), rtol=1e-6, atol=1e-8)
     gram = pairs.vectors.T @ pairs.vectors
@@ -125,8 +117,74 @@ def test_a_hessian_whose_eigenvalues_are_all_double(dtype):
     torch.testing.assert_close(pairs.values, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_rounding_noise_is_not_searched_for_eigenvalues():
+def test_rounding_noise_is_not_searched_for_eigenvalues(operator_with):
     pairs = top_eigenvalues(operator_with([5.0] + [0.0] * 99), 3)
     assert bool(pairs.converged.all())
     assert pairs.products < 20
     torch.testing.assert_close(pairs.values, torch.tensor([5.0, 0, 0]).double(), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("which", ["largest", "smallest", "both", "magnitude"])
+@pytest.mark.parametrize("basis", [None, 12])
+def test_every_end_with_and_without_restarts(operator_with, which, basis):
+    spectrum = torch.cat([torch.linspace(-4, 3, 150), torch.tensor([-9.0, -7, 8, 6.5])]).double()
+    exact = spectrum.sort(descending=True).values
+    expected = {
+        "largest": exact[:3],
+        "smallest": exact[-3:],
+        "both": torch.cat([exact[:3], exact[-3:]]),
+        "magnitude": torch.tensor([-9.0, 8.0, -7.0]).double(),
+    }[which]
+    pairs = top_eigenvalues(
+        operator_with(spectrum), 3, which=which, basis=basis, tolerance=1e-6, max_products=1000
+    )
+    assert bool(pairs.converged.all())
+    torch.testing.assert_close(pairs.values, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_restarts_bound_the_memory_and_still_converge(operator_with, monkeypatch):
+    import planimeter.curvature.krylov as krylov
+
+    monkeypatch.setattr(krylov, "free_memory", lambda device: 0)
+    spectrum = torch.linspace(0, 1, 300) ** 3
+    pairs = top_eigenvalues(operator_with(spectrum), 2, tolerance=1e-5, max_products=2000)
+    assert bool(pairs.converged.all())
+    torch.testing.assert_close(pairs.values, spectrum.double().flip(0)[:2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_warm_start_saves_products(operator_with):
+    one = operator_with(torch.linspace(0, 1, 400) ** 2)
+    noise = operator_with(1e-6 * torch.linspace(-1, 1, 400), seed=1)
+    first = top_eigenvalues(one, 4, tolerance=1e-5, multiplicities=False, max_products=1000)
+    cold = top_eigenvalues(one + noise, 4, multiplicities=False, max_products=1000)
+    warm = top_eigenvalues(
+        one + noise, 4, multiplicities=False, max_products=1000, start=first.vectors
+    )
+    assert warm.products < 0.7 * cold.products
+    torch.testing.assert_close(warm.values, cold.values, rtol=1e-4, atol=0)
+
+
+def test_copies_are_not_looked_for_where_told_so(operator_with):
+    operator = operator_with([5.0, 5.0, 4.0, *[0.1] * 30])
+    pairs = top_eigenvalues(operator, 2, multiplicities=False)
+    torch.testing.assert_close(pairs.values, torch.tensor([5.0, 4.0]).double())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"which": "best"}, "no eigenvalues 'best'"),
+        ({"basis": 2}, "too small"),
+        ({"start": torch.ones(3)}, "start vectors"),
+        ({"max_products": 1}, "max_products = 1"),
+    ],
+)
+def test_misuse_is_explained(operator_with, options, message):
+    with pytest.raises(InputError, match=message):
+        top_eigenvalues(operator_with(torch.arange(6.0)), 2, **options)
+
+
+def test_results_carry_their_record(small_landscape):
+    pairs = top_eigenvalues(small_landscape.hessian(), 2, seed=3)
+    assert (pairs.seed, pairs.dtype, pairs.device) == (3, "float64", "cpu")
+    assert pairs.seconds > 0

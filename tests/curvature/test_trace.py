@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from planimeter.curvature import frobenius_norm, trace
+from planimeter.curvature import diagonal, frobenius_norm, trace
 from planimeter.errors import InputError
 from planimeter.operators import CurvatureOperator
 
@@ -36,3 +36,94 @@ def test_the_standard_error_is_honest(sign):
 def test_one_probe_is_refused():
     with pytest.raises(InputError, match="standard error"):
         trace(CurvatureOperator.from_dense(torch.eye(6)), probes=1)
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace"])
+def test_every_method_is_right_within_its_error(operator_with, method):
+    spectrum = 10 * 0.9 ** torch.arange(150.0)
+    operator, exact = operator_with(spectrum), float(spectrum.sum())
+    estimates = [trace(operator, probes=60, method=method, seed=seed) for seed in range(40)]
+    assert all(e.products == 60 for e in estimates)
+    inside = sum(abs(e.value - exact) <= 2.6 * e.stderr for e in estimates)
+    assert inside >= 37
+
+
+def test_subspaces_pay_off_where_few_eigenvalues_dominate(operator_with):
+    operator = operator_with(torch.cat([torch.full((5,), 100.0), torch.full((195,), 0.1)]))
+    plain, deflated, left_out = (
+        trace(operator, probes=60, method=m).stderr for m in ("hutchinson", "hutch++", "xtrace")
+    )
+    assert max(deflated, left_out) < 0.02 * plain
+
+
+@pytest.mark.parametrize("method", ["hutch++", "xtrace"])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_matrices_of_lower_rank_than_the_subspace(operator_with, method, rank):
+    spectrum = torch.cat([torch.full((rank,), 2.0), torch.zeros(100 - rank)])
+    estimate = trace(operator_with(spectrum), probes=40, method=method)
+    assert estimate.value == pytest.approx(2.0 * rank, abs=1e-9)
+    assert estimate.stderr < 1e-6
+
+
+def test_xtrace_errors_are_those_of_the_jackknife(operator_with):
+    """Against the estimate made anew without each vector, which needs no formula."""
+    import sys
+
+    module = sys.modules["planimeter.curvature.trace"]
+    operator = operator_with(5 * 0.8 ** torch.arange(60.0))
+    omega = torch.randn(60, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def estimate(vectors):
+        images = operator @ vectors
+        basis, _ = torch.linalg.qr(images)
+        return module._left_out(60, vectors, images, basis, operator @ basis)
+
+    value, stderr = estimate(omega)
+    direct = 0.0
+    for i in range(9):  # the definition of the estimate: Hutch++ with one probe left for outside
+        probe, others = omega[:, i], omega[:, [j for j in range(9) if j != i]]
+        q, _ = torch.linalg.qr(operator @ others)
+        rest = probe - q @ (q.T @ probe)
+        form = float(rest @ (operator @ rest)) * (60 - 8) / float(rest @ rest)
+        direct += (float((q * (operator @ q)).sum()) + form) / 9
+    assert value == pytest.approx(direct, rel=1e-9)
+    without = torch.tensor(
+        [estimate(omega[:, [j for j in range(9) if j != i]])[0] for i in range(9)]
+    )
+    spread = ((without - without.mean()) ** 2).sum()
+    assert stderr == pytest.approx(float((8 / 9 * spread).sqrt()), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace"])
+def test_a_tolerance_stops_early_or_says_that_it_was_not_met(operator_with, method):
+    operator = operator_with(torch.linspace(0.5, 1.5, 300))
+    met = trace(operator, probes=250, method=method, tolerance=0.05)
+    assert met.converged
+    assert met.products < 250
+    assert met.stderr <= 0.05 * met.value
+    missed = trace(operator, probes=20, method=method, tolerance=1e-6)
+    assert not missed.converged
+    assert "NOT CONVERGED" in str(missed)
+
+
+def test_diagonals(small_landscape, operator_with):
+    hessian = small_landscape.hessian()
+    torch.testing.assert_close(diagonal(hessian).values, hessian.dense().diagonal())
+    operator = operator_with(torch.linspace(-1, 3, 300))
+    estimate = diagonal(operator, probes=200, seed=1)
+    scores = (estimate.values - operator.dense().diagonal()) / estimate.stderr
+    assert 0.85 < float(scores.std()) < 1.15
+    assert estimate.products == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "guess"}, "no trace method 'guess'"),
+        ({"tolerance": -1.0}, "negative"),
+        ({"probes": 4, "method": "xtrace"}, "at least 6"),
+    ],
+)
+def test_misuse_is_explained(operator_with, options, message):
+    with pytest.raises(InputError, match=message):
+        trace(operator_with(torch.arange(30.0)), **options)

@@ -241,14 +241,25 @@ def piecewise_linear_trace(
     )
 
 
-def _check_diagonals(landscape: LossLandscape, checks: int = 4) -> None:
-    """Diagonal elements of Hessian and Gauss-Newton matrix where the gradient is largest."""
+def _check_diagonals(landscape: LossLandscape, checks: int = 16) -> None:
+    """Diagonal elements of Hessian and Gauss-Newton matrix, a few of every tensor.
+
+    Those with the largest gradients, and from the first tensors on, since what is curved anywhere
+    in the network curves the dependence on them.
+    """
     hessian, ggn = landscape.hessian(), landscape.gauss_newton()
-    places = landscape.gradient().abs().topk(min(checks, landscape.num_parameters)).indices
+    gradient = landscape.gradient().abs()
+    each = max(1, checks // len(hessian.blocks))
+    places = torch.cat(
+        [
+            part.start + gradient[part].topk(min(each, part.stop - part.start)).indices
+            for part in list(hessian.blocks.values())[:checks]
+        ]
+    )
     units = torch.zeros(
         landscape.num_parameters, len(places), dtype=torch.float64, device=landscape.device
     )
-    units[places, range(len(places))] = 1.0
+    units[places, torch.arange(len(places), device=places.device)] = 1.0
     one, other = ((units * (op @ units)).sum(0) for op in (hessian, ggn))
     slack = torch.finfo(landscape.dtype).eps ** 0.5 * float(other.abs().max())
     if float((one - other).abs().max()) > slack:

@@ -319,6 +319,10 @@ def _left_out(
     """
     count = omega.shape[1]
     r = basis.T @ images
+    sizes = r.diagonal().abs()
+    if float(sizes.min()) <= 100 * torch.finfo(r.dtype).eps * float(sizes.max()):
+        # The rank is below m: the subspace holds all of the matrix, and nothing is left to chance.
+        return float((basis * again).sum()), float(sizes.min()) * count
     s = torch.linalg.solve(r.T, torch.eye(count, dtype=r.dtype, device=r.device))
     s = s / s.norm(dim=0)
     middle, w = basis.T @ again, basis.T @ omega

@@ -1,0 +1,123 @@
+import pytest
+import torch
+from torch import nn
+
+from planimeter.curvature import (
+    gauss_newton_spectrum,
+    gauss_newton_trace,
+    piecewise_linear_trace,
+)
+from planimeter.errors import InputError
+from planimeter.landscape import LossLandscape
+from planimeter.losses import binary_cross_entropy
+
+cross_entropy, mse_loss = nn.functional.cross_entropy, nn.functional.mse_loss
+
+
+class Shared(nn.Module):
+    """A layer that is called twice, a weight that is tied, and one that is frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.once, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.once.weight = self.twice.weight
+        self.out.bias.requires_grad_(False)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.once(torch.relu(self.twice(torch.relu(self.twice(x)))))))
+
+
+def problems():
+    torch.manual_seed(0)
+    conv = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1, stride=2), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(3, 6, 2, groups=3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(6, 3),
+    )  # fmt: skip
+    attention = nn.Sequential(
+        nn.Embedding(9, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Flatten(),
+        nn.Linear(40, 3),
+    )  # fmt: skip
+    mlp = nn.Sequential(nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 4))
+    binary = nn.Sequential(nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 1))
+    x, classes = torch.randn(30, 7), torch.randint(0, 4, (30,))
+    return {
+        "mlp": (mlp, cross_entropy, x, classes),
+        "regression": (mlp, mse_loss, x, torch.randn(30, 4)),
+        "binary": (binary, binary_cross_entropy, x, classes // 2),
+        "convolutions": (conv, cross_entropy, torch.randn(20, 2, 8, 8), classes[:20] % 3),
+        "attention": (attention, cross_entropy, torch.randint(0, 9, (12, 5)), classes[:12] % 3),
+        "shared": (Shared(), cross_entropy, torch.randn(15, 4), classes[:15] % 3),
+    }
+
+
+def landscape_of(name, **options):
+    model, loss, x, y = problems()[name]
+    double = (t.double() if t.is_floating_point() else t for t in (x, y))
+    return LossLandscape(model.double().eval(), loss, tuple(double), **options)
+
+
+@pytest.mark.parametrize("name", list(problems()))
+@pytest.mark.parametrize("options", [{}, {"memory_budget": 3000}])
+def test_the_spectrum_is_that_of_the_dense_matrix(name, options):
+    landscape = landscape_of(name)
+    exact = torch.linalg.eigvalsh(landscape.gauss_newton().dense()).flip(0)
+    spectrum = gauss_newton_spectrum(landscape, **options)
+    count = min(len(exact), len(spectrum.values))
+    torch.testing.assert_close(spectrum.values[:count], exact[:count], rtol=1e-9, atol=1e-12)
+    assert spectrum.trace().value == pytest.approx(float(exact.sum()), rel=1e-10)
+    assert spectrum.frobenius_norm().value == pytest.approx(float(exact.norm()), rel=1e-10)
+    assert gauss_newton_trace(landscape).value == pytest.approx(float(exact.sum()), rel=1e-10)
+    assert spectrum.rank(1e-9).value == int((exact > 1e-9 * exact[0]).sum())
+    assert spectrum.log_product(3).value == pytest.approx(float(exact[:3].log().sum()), rel=1e-9)
+
+
+def test_batches_make_no_difference():
+    one, other = (gauss_newton_spectrum(landscape_of("mlp", batch_size=b)) for b in (7, 100))
+    torch.testing.assert_close(one.values, other.values)
+
+
+@pytest.mark.parametrize("name", ["mlp", "convolutions"])
+def test_the_trace_of_a_piecewise_linear_network(name):
+    landscape = landscape_of(name)
+    exact = float(landscape.hessian().dense().trace())
+    assert piecewise_linear_trace(landscape).value == pytest.approx(exact, rel=1e-10)
+
+
+class HiddenCurve(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(7, 5), nn.Linear(5, 3))
+
+    def forward(self, x):
+        return self.layers[1](torch.sigmoid(self.layers[0](x)))
+
+
+def test_networks_that_are_not_piecewise_linear_are_refused():
+    with pytest.raises(InputError, match="Tanh"):
+        piecewise_linear_trace(landscape_of("binary"))
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 7).double(), torch.randint(0, 3, (20,))
+    with pytest.raises(InputError, match="diagonals"):
+        piecewise_linear_trace(LossLandscape(HiddenCurve().double(), cross_entropy, (x, y)))
+
+
+def test_what_does_not_fit_is_refused_at_once():
+    model = nn.Linear(3, 101)
+    data = torch.randn(201, 3), torch.randint(0, 101, (201,))
+    with pytest.raises(InputError, match=r"at most 200 rows"):
+        gauss_newton_spectrum(LossLandscape(model, cross_entropy, data))
+
+
+def test_rows_that_batchnorm_mixes_are_refused():
+    landscape = landscape_of("convolutions", batch_norm="train-frozen-buffers")
+    for function in (gauss_newton_spectrum, gauss_newton_trace):
+        with pytest.raises(InputError, match="batch_norm='eval'"):
+            function(landscape)
+
+
+def test_float32_ranks_count_no_noise():
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    data = torch.randn(60, 5), torch.randint(0, 3, (60,))
+    spectrum = gauss_newton_spectrum(LossLandscape(model, cross_entropy, data))
+    assert spectrum.rank().value == 12  # (C - 1)(5 + 1), of 120 rows
