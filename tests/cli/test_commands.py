@@ -81,6 +81,29 @@ def test_measure(user, planimeter):
     assert re.search(r"trace of the Hessian\s+\d.* ± ", text)
 
 
+def test_spectra(user, planimeter):
+    code, text, _ = planimeter(
+        "measure", "mynets:fcn", "--checkpoint", "good.pt", "--rows", "100", "--spectrum",
+        "--plot", "densities.png", "--json", cwd=user,
+    )  # fmt: skip
+    content = json.loads(text)
+    assert code == 0
+    assert content["measures"] == {}
+    assert content["batch_norm"] == "none"
+    hessian, ggn = (content["spectra"][name] for name in ("Hessian", "Gauss-Newton matrix"))
+    assert hessian["largest"]["converged"]
+    difference = hessian["trace"]["value"] - ggn["trace"]["value"]
+    assert abs(difference) < 5 * (hessian["trace"]["stderr"] + ggn["trace"]["stderr"])
+    assert sum(hessian["density"]["weights"][0]) == pytest.approx(1)
+    assert (user / "densities.png").stat().st_size > 1000
+    code, text, _ = planimeter(
+        "measure", "mynets:fcn", "--checkpoint", "good.pt", "--rows", "50", "--spectrum",
+        "--measures", "trace", cwd=user,
+    )  # fmt: skip
+    assert "Gauss-Newton matrix" in text
+    assert "trace of the Hessian" in text
+
+
 def test_inputs_are_normalised_on_request(user, planimeter):
     (user / "mynets.py").write_text(
         "import torch\n"
@@ -167,6 +190,8 @@ def test_a_study_from_start_to_report(small_study_file, planimeter):
         (["prior", "mynets:fcn", "--sigma-w", "-1"], "sigma_w must be positive"),
         (["prior", "mynets:fcn", "--data", "mnits"], "no data set 'mnits'"),
         (["study", "run", "demo", "--out", "/proc/x"], "cannot write to /proc/x"),
+        (["measure", "mynets:fcn", "--plot", "a.png"], "--plot draws what --spectrum computes"),
+        (["measure", "mynets:fcn", "--batch-norm", "live"], "no BatchNorm policy 'live'"),
         (["measure", "mynets"], "not of the form module:callable"),
         (["measure", "mynets:fcn", "--loss", "hinge"], "no loss 'hinge'"),
         (["prior", "mynets:tanh"], "'2' is Tanh"),

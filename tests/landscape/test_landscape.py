@@ -326,3 +326,16 @@ def test_operators_of_a_landscape_are_made_once(small_landscape):
     elsewhere = small_landscape.at(small_landscape.theta + 1)
     assert elsewhere.hessian() is not small_landscape.hessian()
     assert not torch.allclose(elsewhere.hessian().dense(), small_landscape.hessian().dense())
+
+
+def test_relu_kinks_do_not_spoil_float32_products():
+    """Finite differences of gradients cross kinks, and report an eigenvalue twice too large."""
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3)
+    )
+    x, y = torch.randn(60, 8), torch.randint(0, 3, (60,))
+    single = LossLandscape(model, cross_entropy, (x, y)).hessian()
+    exact = LossLandscape(model.double(), cross_entropy, (x.double(), y)).hessian()
+    v = torch.randn(single.size, dtype=torch.float64)
+    assert float((single @ v - exact @ v).norm()) < 1e-5 * float((exact @ v).norm())
