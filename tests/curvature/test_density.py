@@ -101,12 +101,34 @@ def test_all_eigenvalues_known(operator_with):
     assert density.frobenius_norm().value == pytest.approx(math.sqrt(14))
 
 
+def test_the_rest_of_a_low_rank_matrix_keeps_its_sign():
+    """Rounding is relative to the large eigenvalues, and must not become nodes at zero."""
+    spectrum = torch.cat([1e3 * torch.rand(10).double(), torch.zeros(190).double()]) + 1e-2
+    operator = CurvatureOperator.from_dense(torch.diag(spectrum))
+    known = top_eigenvalues(operator, 10, which="magnitude", tolerance=1e-6)
+    density = spectral_density(operator, known=known, steps=25)
+    assert min(float(x.min()) for x in density.nodes) > 0.005
+    logs = density.functional(torch.log)
+    assert logs.value == pytest.approx(float(spectrum.log().sum()), rel=1e-3)
+
+
+def test_errors_of_functionals_hold_that_of_the_quadrature(operator_with):
+    spectrum = torch.linspace(-3, 3, 200).double()
+    exact = float((spectrum.abs() > 1.0).sum())
+    found = [
+        spectral_density(operator_with(spectrum), probes=6, steps=8, seed=s).numerical_rank(1 / 3)
+        for s in range(20)
+    ]
+    assert sum(abs(e.value - exact) <= 2 * e.stderr for e in found) >= 17
+
+
 def test_chains_that_do_not_fit_into_memory_run_one_after_the_other(operator_with, monkeypatch):
     operator = operator_with(decaying(40))
     at_once = spectral_density(operator, probes=4, steps=10)
     monkeypatch.setattr(module, "free_memory", lambda device: 0)
     one_by_one = spectral_density(operator, probes=4, steps=10)
     assert len(one_by_one.nodes) == 4
+    assert one_by_one.trace().value == pytest.approx(at_once.trace().value, rel=1e-10)
     assert one_by_one.products == at_once.products == 40
 
 

@@ -83,6 +83,82 @@ def test_the_trace_of_a_piecewise_linear_network(name):
     assert piecewise_linear_trace(landscape).value == pytest.approx(exact, rel=1e-10)
 
 
+class Rows(nn.Module):
+    """Layers that see the rows in another order, or not as rows at all."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.order, self.first, self.out = order, nn.Linear(4, 5), nn.Linear(5, 3)
+        self.scale = nn.Parameter(torch.tensor(1.3))
+
+    def forward(self, x):
+        if self.order == "sequence first":
+            hidden = self.first(x.transpose(0, 1)).mean(0)
+        elif self.order == "flattened":
+            hidden = self.first(x.reshape(-1, 4)).reshape(len(x), -1, 5).mean(1)
+        elif self.order == "keyword":
+            hidden = self.first(input=x).mean(1)
+        else:
+            hidden = self.first(x.flip(0)).flip(0).mean(1)
+        return self.scale * self.out(torch.tanh(hidden))
+
+
+@pytest.mark.parametrize("order", ["sequence first", "flattened", "reversed", "keyword"])
+@pytest.mark.parametrize("length", [6, 12])
+def test_layers_that_see_the_rows_otherwise(order, length):
+    torch.manual_seed(0)
+    x, y = torch.randn(12, length, 4).double(), torch.randint(0, 3, (12,))
+    model = Rows(order).double()
+    if order == "reversed":  # what is frozen in front needs no derivative
+        model.first.bias.requires_grad_(False)
+    landscape = LossLandscape(model, cross_entropy, (x, y))
+    exact = torch.linalg.eigvalsh(landscape.gauss_newton().dense()).flip(0)
+    found = gauss_newton_spectrum(landscape).values
+    count = min(len(found), len(exact))
+    torch.testing.assert_close(found[:count], exact[:count], rtol=1e-9, atol=1e-12)
+    assert gauss_newton_trace(landscape).value == pytest.approx(float(exact.sum()))
+
+
+@pytest.mark.parametrize("activation", [nn.PReLU, nn.ReLU])
+def test_frozen_layers_and_activations_with_parameters(activation):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), activation(), nn.Linear(5, 3)).double()
+    model[0].requires_grad_(False)
+    x, y = torch.randn(12, 4).double(), torch.randint(0, 3, (12,))
+    landscape = LossLandscape(model, cross_entropy, (x, y))
+    exact = float(landscape.gauss_newton().dense().trace())
+    assert gauss_newton_trace(landscape).value == pytest.approx(exact)
+
+
+def test_losses_that_single_rows_have_no_share_in_are_refused_when_cut():
+    torch.manual_seed(0)
+    data = torch.randn(300, 4), torch.randint(0, 3, (300,))
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.01]))
+    landscape = LossLandscape(nn.Linear(4, 3), weighted, data)
+    with pytest.raises(InputError, match="no mean over rows"):
+        gauss_newton_trace(landscape)
+    hessian = landscape.hessian().dense()  # in one piece it is what it is
+    recomputed = LossLandscape(nn.Linear(4, 3), weighted, data, products="recompute")
+    assert not recomputed.function.separable
+    assert hessian.shape == (15, 15)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.layer(torch.relu(self.layer(x)))))
+
+
+def test_what_is_used_twice_is_not_piecewise_linear():
+    data = torch.randn(9, 4), torch.randint(0, 3, (9,))
+    for model, message in ((Twice(), r"Twice|called 2 times"), (Shared(), "more than one place")):
+        with pytest.raises(InputError, match=message):
+            piecewise_linear_trace(LossLandscape(model, cross_entropy, data))
+
+
 class HiddenCurve(nn.Module):
     def __init__(self):
         super().__init__()
@@ -97,7 +173,7 @@ def test_networks_that_are_not_piecewise_linear_are_refused():
         piecewise_linear_trace(landscape_of("binary"))
     torch.manual_seed(0)
     x, y = torch.randn(20, 7).double(), torch.randint(0, 3, (20,))
-    with pytest.raises(InputError, match="diagonals"):
+    with pytest.raises(InputError, match=r"diagonals|HiddenCurve"):
         piecewise_linear_trace(LossLandscape(HiddenCurve().double(), cross_entropy, (x, y)))
 
 

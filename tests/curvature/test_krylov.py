@@ -125,7 +125,7 @@ def test_rounding_noise_is_not_searched_for_eigenvalues(operator_with):
 
 
 @pytest.mark.parametrize("which", ["largest", "smallest", "both", "magnitude"])
-@pytest.mark.parametrize("basis", [None, 12])
+@pytest.mark.parametrize("basis", [None, 24])
 def test_every_end_with_and_without_restarts(operator_with, which, basis):
     spectrum = torch.cat([torch.linspace(-4, 3, 150), torch.tensor([-9.0, -7, 8, 6.5])]).double()
     exact = spectrum.sort(descending=True).values
@@ -153,15 +153,45 @@ def test_restarts_bound_the_memory_and_still_converge(operator_with, monkeypatch
 
 
 def test_a_warm_start_saves_products(operator_with):
-    one = operator_with(torch.linspace(0, 1, 400) ** 2)
-    noise = operator_with(1e-6 * torch.linspace(-1, 1, 400), seed=1)
-    first = top_eigenvalues(one, 4, tolerance=1e-5, multiplicities=False, max_products=1000)
-    cold = top_eigenvalues(one + noise, 4, multiplicities=False, max_products=1000)
-    warm = top_eigenvalues(
-        one + noise, 4, multiplicities=False, max_products=1000, start=first.vectors
+    one = operator_with([10.0, 9.0, 8.0, 7.0, *torch.linspace(0, 3, 396)])
+    noise = operator_with(1e-5 * torch.linspace(-1, 1, 400), seed=1)
+    first = top_eigenvalues(one, 4, tolerance=1e-6)
+    cold = top_eigenvalues(one + noise, 4)
+    warm = top_eigenvalues(one + noise, 4, start=first.vectors)
+    assert warm.products < 0.8 * cold.products
+    torch.testing.assert_close(warm.values, cold.values, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_start_near_another_eigenvector_misleads_nobody(seed):
+    bulk = 1e-3 * torch.randn(398, generator=torch.Generator().manual_seed(seed))
+    operator = CurvatureOperator.from_dense(
+        torch.diag(torch.cat([torch.tensor([1.0, 0.9]), bulk])).double()
     )
-    assert warm.products < 0.7 * cold.products
-    torch.testing.assert_close(warm.values, cold.values, rtol=1e-4, atol=0)
+    near = torch.zeros(400)
+    near[1] = 1.0
+    assert float(top_eigenvalues(operator, 1, start=near).values[0]) == pytest.approx(1.0)
+    assert float(top_eigenvalues(operator, 1, start=0 * near).values[0]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("k", "count"), [(1, 2), (3, 6), (10, 20)])
+def test_both_ends_of_a_multiple_of_the_identity(k, count):
+    pairs = top_eigenvalues(CurvatureOperator.from_dense(2 * torch.eye(20)), k, which="both")
+    torch.testing.assert_close(pairs.values, torch.full((count,), 2.0).double())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_many_restarts_lose_no_orthogonality(seed):
+    generator = torch.Generator().manual_seed(seed)
+    spectrum = torch.randn(80, generator=generator, dtype=torch.float64) ** 2
+    operator = CurvatureOperator.from_dense(torch.diag(spectrum))
+    pairs = top_eigenvalues(
+        operator, 2, which="smallest", basis=14, tolerance=1e-4, max_products=3000
+    )
+    assert float((pairs.vectors.T @ pairs.vectors - torch.eye(2).double()).abs().max()) < 1e-8
+    assert float(pairs.values.min()) >= 0
+    exact = spectrum.sort().values[:2].flip(0)
+    torch.testing.assert_close(pairs.values, exact, rtol=1e-2, atol=1e-3)
 
 
 def test_copies_are_not_looked_for_where_told_so(operator_with):
@@ -174,7 +204,7 @@ def test_copies_are_not_looked_for_where_told_so(operator_with):
     ("options", "message"),
     [
         ({"which": "best"}, "no eigenvalues 'best'"),
-        ({"basis": 2}, "too small"),
+        ({"basis": 12}, "too small"),
         ({"start": torch.ones(3)}, "start vectors"),
         ({"max_products": 1}, "max_products = 1"),
     ],

@@ -4,6 +4,7 @@ import torch
 from planimeter.curvature import frobenius_norm as norm
 from planimeter.curvature import log_product, spectral_summary, top_eigenvalues, trace
 from planimeter.errors import InputError
+from planimeter.operators import CurvatureOperator
 
 
 def test_a_summary_agrees_with_the_dense_matrix(small_landscape):
@@ -29,6 +30,13 @@ def test_the_smallest_eigenvalue_is_known_or_said_not_to_be(operator_with):
     assert 0.09 < positive.smallest.value < 0.5
 
 
+def test_all_eigenvalues_at_once():
+    summary = spectral_summary(CurvatureOperator.from_dense(torch.diag(torch.tensor([3.0, 2, 1]))))
+    assert (summary.smallest.value, summary.largest.value) == pytest.approx((1, 3))
+    assert summary.smallest.converged
+    assert str(summary.trace) == "6"
+
+
 def test_log_products(operator_with):
     pairs = top_eigenvalues(operator_with([8.0, 4.0, 2.0, -1.0, *[-2.0] * 5]), 3, tolerance=1e-8)
     assert log_product(pairs).value == pytest.approx(float(torch.tensor(64.0).log()))
@@ -42,8 +50,6 @@ def test_log_products(operator_with):
 def test_intervals_cover_in_95_of_100_cases(small_landscape, kind):
     """400 seeds; a true coverage of 95 % gives 93 to 97 % with probability 0.93, and these do."""
     operator = getattr(small_landscape, kind)()
-    from planimeter.operators import CurvatureOperator
-
     dense = CurvatureOperator.from_dense(operator.dense())
     size = dense.size
     values = torch.linalg.eigvalsh(dense.dense())

@@ -12,6 +12,7 @@ from planimeter.curvature.rank_bound import (
     RankBound,
     gauss_newton_rank_bound,
     hessian_rank_bound,
+    published_rank_bound,
 )
 from planimeter.curvature.summary import SpectralSummary, log_product, spectral_summary
 from planimeter.curvature.trace import DiagonalEstimate, diagonal, frobenius_norm, trace
@@ -31,6 +32,7 @@ __all__ = [
     "hessian_rank_bound",
     "log_product",
     "piecewise_linear_trace",
+    "published_rank_bound",
     "spectral_density",
     "spectral_summary",
     "top_eigenvalues",

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -68,14 +68,19 @@ class SpectralDensity:
     def functional(self, f: Function, what: str = "functional") -> Estimate:
         r"""The sum of f over all eigenvalues, :math:`\mathrm{tr} f(A)`.
 
-        Its error is that of the probes; for f that are no polynomials of low degree, the error of
-        the quadrature comes in addition and falls with the number of steps.
+        Its error joins the spread of the probes with the error of the quadrature, for which half
+        the number of steps stands in.
         """
-        samples = torch.stack(
-            [(w * f(x)).sum() for x, w in zip(self.nodes, self.weights, strict=True)]
-        )
+        if not self.nodes:
+            return self._estimate(f, torch.zeros(2), f"exact {what}")
+        pairs = list(zip(self.nodes, self.weights, strict=True))
+        samples = torch.stack([(w * f(x)).sum() for x, w in pairs])
+        halved = torch.stack([(w * f(x)).sum() for x, w in (_halved(*pair) for pair in pairs)])
         steps = max(map(len, self.nodes))
-        return self._estimate(f, samples, f"SLQ {what}, {len(samples)} probes of {steps} steps")
+        found = self._estimate(f, samples, f"SLQ {what}, {len(samples)} probes of {steps} steps")
+        rest = self.size - len(self.known)
+        quadrature = rest * abs(float((samples - halved).mean()))
+        return replace(found, stderr=math.hypot(found.stderr, quadrature))
 
     def _estimate(self, f: Function, samples: Float[Tensor, " s"], method: str) -> Estimate:
         """The sum of f over the known eigenvalues, and over the others from their mean."""
@@ -83,7 +88,7 @@ class SpectralDensity:
         offset = float(f(self.known).sum()) if len(self.known) else 0.0
         return Estimate(
             offset + rest * float(samples.mean()),
-            rest * standard_error(samples),
+            rest * standard_error(samples) if rest else 0.0,
             f"{method}, {len(self.known)} eigenvalues known",
             self.products,
             self.converged,
@@ -95,6 +100,8 @@ class SpectralDensity:
 
     def _moment(self, power: int, what: str) -> Estimate:
         """The sum of a power of the eigenvalues, from all probes; no quadrature error."""
+        if not self.nodes:
+            return self._estimate(lambda x: x**power, torch.zeros(2), f"exact {what}")
         own = [(w * x**power).sum() for x, w in zip(self.nodes, self.weights, strict=True)]
         samples = torch.cat([torch.stack(own), self.moments[:, power - 1]])
         return self._estimate(lambda x: x**power, samples, f"{what}, {len(samples)} probes")
@@ -157,6 +164,8 @@ class SpectralDensity:
         grid = grid.to(torch.float64)
         rest = (self.size - len(self.known)) / self.size
         exact = bumps(self.known, torch.full_like(self.known, 1 / self.size))
+        if not self.nodes:
+            return exact, torch.zeros_like(exact)
         parts = [rest * bumps(x, w) for x, w in zip(self.nodes, self.weights, strict=True)]
         samples = torch.stack(parts)
         errors = torch.tensor([standard_error(column) for column in samples.unbind(1)])
@@ -177,7 +186,8 @@ class SpectralDensity:
         high = max(float(x.max()) for x in [self.known, *self.nodes] if len(x))
         return (
             f"{self.size} eigenvalues in [{low:.6g}, {high:.6g}], {len(self.known)} of them known, "
-            f"the rest from {len(self.nodes)} probes of {max(map(len, self.nodes))} steps"
+            f"the rest from {len(self.nodes)} probes of "
+            f"{max(map(len, self.nodes), default=0)} steps"
         )
 
 
@@ -217,6 +227,8 @@ def spectral_density(
     rows = torch.zeros(0, size, dtype=basis_dtype(operator), device=operator.device)
     if known is not None:
         rows = known.vectors.T.to(rows).contiguous()
+    # Rounding is relative to the whole matrix, not to what is left of it.
+    scale = float(known.values.abs().max()) if known is not None else 0.0
     steps = min(steps, size - len(rows))
     at_once = _at_once(operator, probes, steps)
     nodes: list[Tensor] = []
@@ -224,15 +236,14 @@ def spectral_density(
     done = 0
     for start in range(0, probes if steps else 0, at_once):
         count = min(at_once, probes - start)
-        chains = _Chains(operator, rows, gaussian(operator, count, generator).T, steps)
+        vectors = gaussian(operator, count, generator).T
+        chains = _Chains(operator, rows, vectors, steps, scale)
         for _ in range(steps):
             done += chains.step()
             progress(done, probes * steps + extra)
         for chain in chains.quadrature():
             nodes.append(chain[0])
             weights.append(chain[1])
-    if not steps:  # every eigenvalue is known
-        nodes, weights = [torch.zeros(1).double()] * 2, [torch.zeros(1).double()] * 2
     moments = torch.empty(0, 2, dtype=torch.float64)
     for start in range(0, extra if steps else 0, WIDTH):
         v = gaussian(operator, min(WIDTH, extra - start), generator).T.to(rows)
@@ -258,6 +269,26 @@ def spectral_density(
     )
 
 
+def _halved(nodes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The quadrature of half as many steps: Lanczos on the diagonal matrix of the nodes."""
+    x, q = nodes.numpy(), np.sqrt(weights.numpy())
+    q = q / np.linalg.norm(q)
+    basis, alphas, betas = [q], [], []
+    for _ in range(max(1, len(x) // 2)):
+        w = x * basis[-1]
+        alphas.append(float(w @ basis[-1]))
+        known = np.array(basis)
+        for _ in range(2):
+            w = w - known.T @ (known @ w)
+        beta = float(np.linalg.norm(w))
+        if beta <= 1e-14 * float(np.abs(x).max()):
+            break
+        betas.append(beta)
+        basis.append(w / beta)
+    theta, s = eigh_tridiagonal(np.array(alphas), np.array(betas[: len(alphas) - 1]))
+    return torch.from_numpy(theta), torch.from_numpy(s[0] ** 2)
+
+
 def _at_once(operator: CurvatureOperator, probes: int, steps: int) -> int:
     """How many chains with their bases fit into a quarter of the free memory."""
     chain = steps * operator.size * torch.finfo(basis_dtype(operator)).bits // 8
@@ -273,6 +304,7 @@ class _Chains:
         known: Float[Tensor, "k P"],
         start: Float[Tensor, "c P"],
         steps: int,
+        scale: float,
     ) -> None:
         self.operator = operator
         self.dtype = basis_dtype(operator)
@@ -287,7 +319,7 @@ class _Chains:
         self.betas: list[list[float]] = [[] for _ in range(count)]
         self.alive = list(range(count))
         self.last_betas = torch.zeros(count, dtype=self.dtype, device=operator.device)
-        self.scale = 0.0
+        self.scale = scale
         self.at = 0
 
     def step(self) -> int:

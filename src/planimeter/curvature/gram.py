@@ -12,17 +12,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from planimeter.curvature.jacobians import RowFactors, curvature_roots, row_derivatives
+from planimeter.curvature.jacobians import (
+    RowFactors,
+    curvature_roots,
+    row_derivatives,
+    watched,
+)
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.landscape import LossLandscape
-from planimeter.operators.batches import Batch
+from planimeter.operators.batches import Batch, cut_rows, mean_loss
 from planimeter.operators.memory import free_memory
 
 Progress = Callable[[int, int], None]
@@ -134,34 +139,14 @@ def gauss_newton_spectrum(
     accumulate = torch.float64 if landscape.dtype == torch.float64 else torch.float32
     free = free_memory(landscape.device)
     budget = free // 4 if memory_budget is None else memory_budget
-    gram = torch.zeros(size, size, dtype=torch.float64, device=landscape.device)
-    waiting: list[tuple[str, int, int]] | None = None
-    done = 0
-    while waiting is None or waiting:
-        taken: list[tuple[str, int, int]] = []
-        if waiting is not None:
-            taken, waiting = _taken(waiting, size, budget, accumulate)
-        factors: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        blocks: list[Tensor] = []
-        start = 0
-        for batch, root in zip(pieces, roots, strict=True):
-            found = row_derivatives(landscape, batch, root)
-            if waiting is None:
-                parameters = [(n, 0, b.shape[2]) for n, b in found.blocks.items()]
-                taken, waiting = _taken(parameters, size, budget, accumulate)
-            if done == 0:
-                for name, pair in found.factors.items():
-                    factors.setdefault(name, []).append(pair)
-            width = sum(stop - first for _, first, stop in taken)
-            if not blocks:
-                blocks = [torch.empty(size, width, dtype=accumulate, device=landscape.device)]
-            blocks[0][start : start + root.shape[0] * columns] = _columns(found, taken, accumulate)
-            start += root.shape[0] * columns
-        _add_products(gram, blocks[0])
-        for name in list(factors):
-            _add_factored(gram, factors.pop(name), columns, accumulate)
-        done += len(taken)
-        progress(done, done + len(waiting or ()))
+    generic: frozenset[str] = frozenset()
+    while True:
+        gram = torch.zeros(size, size, dtype=torch.float64, device=landscape.device)
+        try:
+            _fill(gram, landscape, pieces, roots, generic, budget, accumulate, progress)
+            break
+        except _Differs as difference:  # a formula that holds in some pieces is no formula
+            generic |= difference.names
     gram /= rows
     values = torch.linalg.eigvalsh(gram).flip(0)
     return GramSpectrum(
@@ -172,6 +157,62 @@ def gauss_newton_spectrum(
         str(landscape.device),
         time.perf_counter() - started,
     )
+
+
+class _Differs(Exception):
+    """The layers' formulas hold in some pieces of the data only."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__()
+        self.names = names
+
+
+def _fill(
+    gram: Float[Tensor, "m m"],
+    landscape: LossLandscape,
+    pieces: list[Batch],
+    roots: list[Tensor],
+    generic: frozenset[str],
+    budget: int,
+    dtype: torch.dtype,
+    progress: Progress,
+) -> None:
+    """The Gram matrix times N; parameters whose derivatives do not fit wait for another round."""
+    size, columns = len(gram), roots[0].shape[1]
+    waiting: list[tuple[str, int, int]] | None = None
+    factored: set[str] = set()
+    done = 0
+    while waiting is None or waiting:
+        taken: list[tuple[str, int, int]] = []
+        if waiting is not None:
+            taken, waiting = _taken(waiting, size, budget, dtype)
+        factors: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        rows: Tensor | None = None
+        start = 0
+        for batch, root in zip(pieces, roots, strict=True):
+            found = row_derivatives(landscape, batch, root, generic)
+            if waiting is None:
+                parameters = [(n, 0, b.shape[2]) for n, b in found.blocks.items()]
+                taken, waiting = _taken(parameters, size, budget, dtype)
+                factored = set(found.factors)
+            if factored != set(found.factors):
+                raise _Differs(frozenset(factored ^ set(found.factors)))
+            if done == 0:
+                for name, pair in found.factors.items():
+                    factors.setdefault(name, []).append(pair)
+            if rows is None:
+                width = sum(stop - first for _, first, stop in taken)
+                rows = torch.empty(size, width, dtype=dtype, device=landscape.device)
+            count = root.shape[0] * columns
+            if taken:
+                rows[start : start + count] = _columns(found, taken, dtype)
+            start += count
+        assert rows is not None
+        _add_products(gram, rows)
+        for name in list(factors):
+            _add_factored(gram, factors.pop(name), columns, dtype)
+        done += len(taken)
+        progress(done, done + len(waiting or ()))
 
 
 def gauss_newton_trace(
@@ -217,28 +258,43 @@ def piecewise_linear_trace(
     that of the Gauss-Newton matrix almost everywhere. It is checked on some coordinates.
 
     Raises:
-        InputError: a layer is not piecewise linear (it is named), a parameter is used in more than
-            one place, or the check fails; and as for `gauss_newton_spectrum`.
+        InputError: a layer is not piecewise linear (it is named), a layer is called or a parameter
+            is used more than once, or the check fails; and as for `gauss_newton_spectrum`.
 
     Source: granziol2020, Section 3.
     """
-    for path, module in landscape.model.named_modules():
-        leaf = not any(True for _ in module.children())
-        if leaf and not isinstance(module, PIECEWISE_LINEAR):
-            raise InputError(
-                f"layer {path or 'itself'!r} ({type(module).__name__}) is not known to be "
-                f"piecewise linear: use trace(landscape.hessian())"
-            )
+    _refuse_curved(landscape)
     _check_diagonals(landscape)
     found = gauss_newton_trace(landscape, progress=progress)
-    return Estimate(
-        found.value,
-        0.0,
-        "exact trace of a piecewise linear network, per-row derivatives",
-        dtype=found.dtype,
-        device=found.device,
-        seconds=found.seconds,
-    )
+    return replace(found, method="exact trace of a piecewise linear network, per-row derivatives")
+
+
+def _refuse_curved(landscape: LossLandscape) -> None:
+    """Layers that are not piecewise linear in each parameter, as far as the modules tell."""
+    model = landscape.model
+    way_out = "use trace(landscape.hessian())"
+    for path, module in model.named_modules():
+        own = {name for name, _ in module.named_parameters(recurse=False)}
+        known = isinstance(module, PIECEWISE_LINEAR)
+        leaf = not any(True for _ in module.children())
+        if (leaf and not known) or not own <= ({"weight", "bias"} if known else set()):
+            raise InputError(
+                f"layer {path or 'itself'!r} ({type(module).__name__}) is not known to be "
+                f"piecewise linear: {way_out}"
+            )
+    named = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    if len(named) > len(list(model.parameters())):
+        raise InputError(f"a parameter is used in more than one place: {way_out}")
+    inputs, targets = next(landscape.batches())
+
+    def has_own(module: nn.Module) -> bool:
+        return any(True for _ in module.parameters(recurse=False))
+
+    with torch.no_grad(), landscape.mode(), watched(model, has_own) as calls:
+        landscape.forward(landscape.parameters, cut_rows(inputs, slice(1), len(targets)))
+    for path, call in calls.items():
+        if len(call) > 1:
+            raise InputError(f"layer {path!r} is called {len(call)} times: {way_out}")
 
 
 def _check_diagonals(landscape: LossLandscape, checks: int = 16) -> None:
@@ -273,7 +329,8 @@ def _check_diagonals(landscape: LossLandscape, checks: int = 16) -> None:
 def _refuse_mixed_rows(landscape: LossLandscape) -> None:
     if not landscape.function.separable:
         raise InputError(
-            "rows have no derivatives of their own when BatchNorm uses the batch's statistics: "
+            "rows have no derivatives of their own when BatchNorm uses the batch's statistics, "
+            "or the loss is no mean over rows: "
             "use batch_norm='eval'"
         )
 
@@ -288,13 +345,19 @@ def _refuse_large(rows: int, columns: int) -> None:
 
 def _pieces(landscape: LossLandscape, rows: int = 256) -> list[Batch]:
     """The data in pieces whose per-row derivatives are small."""
-    function = landscape.function
-    saved = function.rows
-    function.rows = min(rows, saved or rows)
-    try:
-        return [batch for _, _, batch in function.pieces()]
-    finally:
-        function.rows = saved
+    function = replace(landscape.function)
+    function.rows = min(rows, function.rows or rows)
+    pieces = [batch for _, _, batch in function.pieces()]
+    whole = landscape.loss()
+    parts = mean_loss(function, landscape.parameters)
+    slack = min(0.1, 100 * torch.finfo(landscape.dtype).eps)
+    if abs(whole - parts) > slack * max(abs(whole), abs(parts)):
+        raise InputError(
+            f"the loss is no mean over rows: {whole:.6g} on all rows, {parts:.6g} from pieces of "
+            f"{rows} put together (class weights and ignored rows do that), so single rows have "
+            f"no share in it: use the Lanczos methods"
+        )
+    return pieces
 
 
 def _taken(
@@ -316,14 +379,11 @@ def _taken(
 def _columns(
     found: RowFactors, taken: list[tuple[str, int, int]], dtype: torch.dtype
 ) -> Float[Tensor, "m p"]:
-    parts = []
-    for name, first, stop in taken:
-        block = found.blocks[name]
-        parts.append(block[:, :, first:stop].reshape(-1, stop - first).to(dtype))
-    if parts:
-        return torch.cat(parts, dim=1)
-    rows = sum(g.shape[0] * g.shape[1] for _, g in list(found.factors.values())[:1])
-    return torch.empty(rows, 0, dtype=dtype)
+    parts = [
+        found.blocks[name][:, :, first:stop].reshape(-1, stop - first).to(dtype)
+        for name, first, stop in taken
+    ]
+    return torch.cat(parts, dim=1)
 
 
 def _add_products(gram: Float[Tensor, "m m"], rows: Float[Tensor, "m p"]) -> None:

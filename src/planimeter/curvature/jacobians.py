@@ -9,7 +9,7 @@ product with its unfolded inputs. All other parameters are differentiated row by
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,40 +80,55 @@ def curvature_roots(
 
 
 def row_derivatives(
-    landscape: LossLandscape, batch: Batch, roots: Float[Tensor, "n c d"]
+    landscape: LossLandscape,
+    batch: Batch,
+    roots: Float[Tensor, "n c d"],
+    generic: frozenset[str] = frozenset(),
 ) -> RowFactors:
     """The derivatives of one batch for cotangents `roots`.
 
-    The layers' formulas are trusted only where their sum over rows is autograd's derivative, so
-    that shared weights and layers that are not called as such are differentiated row by row.
+    The layers' formulas are trusted only where their sum over rows, each with a random weight, is
+    autograd's derivative of the same sum. Shared weights, layers that are not called as such and
+    layers that see the rows in another order fail that, and are differentiated row by row, as are
+    the parameters in `generic`.
     """
     result = RowFactors()
+    n, c = roots.shape[:2]
     leaves = as_leaves(landscape.parameters)
-    with torch.enable_grad(), landscape.mode(), _watched(landscape.model) as calls:
-        outputs = landscape.forward(leaves, batch[0])
-        sites = {name: call for name, call in calls.items() if len(call) == 1}
-        taps = [call[0][1] for call in sites.values()]
-        slopes: list[list[Tensor]] = []
-        sums: list[list[Tensor]] = []
-        for c in range(roots.shape[1]):
-            value = (outputs.reshape(roots[:, c].shape) * roots[:, c]).sum()
-            derivatives = torch.autograd.grad(
-                value, [*taps, *leaves.values()], retain_graph=True, materialize_grads=True
+    generator = torch.Generator().manual_seed(0)
+    mixture = torch.randn(n, c, 1, generator=generator).to(roots)
+    with torch.enable_grad(), landscape.mode(), watched(landscape.model, _has_formula) as calls:
+        outputs = landscape.forward(leaves, batch[0]).reshape(n, -1)
+        sites = {
+            path: call[0]
+            for path, call in calls.items()
+            if len(call) == 1
+            and call[0][1].requires_grad
+            and len(call[0][0]) == len(call[0][1]) == n
+        }
+        taps = [output for _, output in sites.values()]
+        slopes = [
+            torch.autograd.grad(
+                (outputs * roots[:, j]).sum(), taps, retain_graph=True, materialize_grads=True
             )
-            slopes.append([d.detach() for d in derivatives[: len(taps)]])
-            sums.append([d.detach() for d in derivatives[len(taps) :]])
-    expected = dict(zip(leaves, map(torch.stack, zip(*sums, strict=True)), strict=True))
-    names = {id(p): n for n, p in landscape.model.named_parameters()}
+            for j in range(c)
+            if taps
+        ]
+        mixed = torch.autograd.grad(
+            (outputs * (mixture * roots).sum(1)).sum(),
+            list(leaves.values()),
+            materialize_grads=True,
+        )
+    names = {id(p): name for name, p in landscape.model.named_parameters()}
     modules = dict(landscape.model.named_modules())
-    for place, (path, call) in enumerate(sites.items()):
-        inputs = call[0][0]
-        g = torch.stack([s[place] for s in slopes], dim=1)
+    for place, (path, (inputs, _)) in enumerate(sites.items()):
+        g = torch.stack([slope[place].detach() for slope in slopes], dim=1)
         _layer(result, modules[path], names, landscape.parameters, inputs, g)
-    for name in list(result.factors) + list(result.blocks):
-        if not _adds_up(result, name, expected[name]):
+    for name, expected in zip(leaves, mixed, strict=True):
+        if name in generic or not _adds_up(result, name, mixture, expected):
             result.factors.pop(name, None)
             result.blocks.pop(name, None)
-    rest = [n for n in leaves if n not in result.factors and n not in result.blocks]
+    rest = [name for name in leaves if name not in result.factors and name not in result.blocks]
     if rest:
         result.blocks |= _row_by_row(landscape, batch, roots, rest)
     return result
@@ -156,14 +171,18 @@ def _layer(
             result.blocks[str(weight)] = own.flatten(2)
 
 
-def _adds_up(result: RowFactors, name: str, expected: Float[Tensor, "c ..."]) -> bool:
-    """Whether the sum over rows is autograd's derivative."""
+def _adds_up(
+    result: RowFactors, name: str, mixture: Float[Tensor, "n c 1"], expected: Tensor
+) -> bool:
+    """Whether the weighted sum of the derivatives is autograd's."""
     if name in result.factors:
         inputs, g = result.factors[name]
-        total = torch.einsum("nco,ni->coi", g, inputs).flatten(1)
+        total = ((mixture * g).sum(1).T @ inputs).reshape(-1)
+    elif name in result.blocks:
+        total = (mixture * result.blocks[name]).sum((0, 1))
     else:
-        total = result.blocks[name].sum(0)
-    expected = expected.reshape(len(expected), -1)
+        return False
+    expected = expected.detach().reshape(-1)
     slack = torch.finfo(expected.dtype).eps ** 0.5 * float(expected.norm())
     return total.shape == expected.shape and float((total - expected).norm()) <= slack
 
@@ -182,43 +201,69 @@ def _row_by_row(
 
         _, pull = torch.func.vjp(outputs, chosen)
         derivatives: dict[str, Tensor] = torch.vmap(pull)(cotangents)[0]
-        return {name: d.flatten(1) for name, d in derivatives.items()}
+        return {name: d.reshape(len(d), -1) for name, d in derivatives.items()}
 
     inputs, targets = batch
     parts = []
     with landscape.mode():
         for start in range(0, len(targets), ROWS):
             part = slice(start, start + ROWS)
+            rows = cut_rows(inputs, part, len(targets))
             try:
-                parts.append(torch.vmap(one)(cut_rows(inputs, part, len(targets)), roots[part]))
-            except RuntimeError as error:
-                raise InputError(
-                    f"the derivatives by {names[0]!r} cannot be taken row by row "
-                    f"({str(error).splitlines()[0]})"
-                ) from error
+                parts.append(torch.vmap(one)(rows, roots[part]))
+            except RuntimeError:  # an operation without a rule for stacked rows
+                parts.append(_one_by_one(landscape, rows, roots[part], chosen))
     return {name: torch.cat([p[name].detach() for p in parts]) for name in names}
 
 
+def _one_by_one(
+    landscape: LossLandscape, inputs: Inputs, roots: Float[Tensor, "n c d"], chosen: Parameters
+) -> dict[str, Float[Tensor, "n c p"]]:
+    """The derivatives of rows in turn, for models that cannot be vectorised."""
+    found: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    leaves = as_leaves(chosen)
+    with torch.enable_grad():
+        for i, cotangents in enumerate(roots):
+            row = cut_rows(inputs, slice(i, i + 1), len(roots))
+            outputs = landscape.forward({**landscape.parameters, **leaves}, row).reshape(-1)
+            each = [
+                torch.autograd.grad(
+                    outputs, list(leaves.values()), r, retain_graph=True, materialize_grads=True
+                )
+                for r in cotangents
+            ]
+            for name, parts in zip(chosen, zip(*each, strict=True), strict=True):
+                found[name].append(torch.stack([p.reshape(-1) for p in parts]))
+    return {name: torch.stack(parts) for name, parts in found.items()}
+
+
 @contextmanager
-def _watched(model: nn.Module) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
-    """Inputs and outputs of every call of a linear or convolution layer inside."""
+def watched(
+    model: nn.Module, chosen: Callable[[nn.Module], bool]
+) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
+    """Inputs and outputs of every call of the chosen modules inside."""
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
-    def note(path: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        calls.setdefault(path, []).append((inputs[0].detach(), output))
+    def note(path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        calls.setdefault(path, []).append((inputs.detach(), output))
 
     with ExitStack() as stack:
         for path, module in model.named_modules():
-            plain = isinstance(module, nn.Linear) or (
-                isinstance(module, nn.Conv2d)
-                and module.groups == 1
-                and module.padding_mode == "zeros"
-                and not isinstance(module.padding, str)
-            )
-            if plain:
-                handle = module.register_forward_hook(partial(note, path))
-                stack.callback(handle.remove)
+            if chosen(module):
+                hook = module.register_forward_hook(partial(note, path), with_kwargs=True)
+                stack.callback(hook.remove)
         yield calls
+
+
+def _has_formula(module: nn.Module) -> bool:
+    """Whether the derivative by a layer's weight has a formula here."""
+    return isinstance(module, nn.Linear) or (
+        isinstance(module, nn.Conv2d)
+        and module.groups == 1
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
 
 
 def _map(inputs: Inputs, change: Any) -> Any:

@@ -113,7 +113,8 @@ def top_eigenvalues(
         which: "largest" or "smallest" (algebraically), "magnitude", or "both" for k at either end.
         tolerance: relative residual; not below ten times the rounding noise of the model's dtype.
         max_products: gives up here, with `converged` False where it is; default max(300, 10 k).
-        basis: vectors kept at most; default 2 k + 40, less where memory is short.
+        basis: vectors kept at most; default 2 k + 40 (twice that for both ends), less where memory
+            is short, and not below 2 k + 10.
         start: vectors near the wanted ones, such as those of a nearby point, to save products.
         multiplicities: look for further copies of eigenvalues, which one Krylov space cannot see;
             costs some products, and without it an eigenvalue counts once.
@@ -139,18 +140,15 @@ def top_eigenvalues(
     found = search.run(search.start_vector(start), search.nothing, k)
     # A Krylov space sees each eigenvalue once, and further copies are orthogonal to all of it: in
     # its complement they would stand out from what it has not resolved, which lies lower.
+    # A given start may have no part along a wanted vector, which amounts to the same.
     bars = search.bars(found)
-    search.below = not multiplicities and bars is not None
-    if (
-        k > 1
-        and not search.below
-        and bars is not None
-        and len(search.basis) < size
-        and search.done < limit
-    ):
-        search.run(search.start_vector(None), search.basis, 1, bars)
+    hidden = start is not None or (k > 1 and multiplicities)
+    if bars is not None:
+        search.below = not hidden or len(search.basis) >= size
+        if not search.below and search.done < limit:
+            search.run(search.start_vector(None), search.basis, 1, bars)
     # Where they do, or the space was exhausted before k, search next to what was found.
-    while k > 1 and not search.below and len(found.values) < size and search.done < limit:
+    while not search.below and len(found.values) < size and search.done < limit:
         extra = search.run(search.start_vector(None), found.vectors.T, 1, search.bars(found))
         # What A leaks from the complement into the locked space is at most the residuals there.
         leak = found.residuals.norm()
@@ -165,8 +163,10 @@ def top_eigenvalues(
             break
     found = found[search.wanted(found.values, k)]
     order = (found.values.abs() if which == "magnitude" else found.values).argsort(descending=True)
+    found = found[order]
     return replace(
-        found[order],
+        found,
+        converged=found.residuals <= search.enough(found.values),
         products=search.done,
         seed=seed,
         dtype=str(operator.dtype).removeprefix("torch."),
@@ -205,7 +205,7 @@ class _Search:
 
     def _room(self, basis: int | None) -> int:
         """Vectors of a basis: those asked for, or as many as are useful and fit."""
-        least = len(self.ends) * self.k + 2
+        least = 2 * len(self.ends) * self.k + 10
         if basis is not None:
             if basis < least:
                 raise InputError(f"a basis of {basis} vectors is too small: at least {least}")
@@ -226,12 +226,18 @@ class _Search:
                 f"size {self.operator.size}"
             )
         total = near.to(v).reshape(self.operator.size, -1).sum(1)
-        return total / total.norm() + 1e-2 * v
+        norm = float(total.norm())
+        return total / norm + 1e-2 * v if norm else v
 
     def wanted(self, values: Float[Tensor, " m"], k: int) -> Tensor:
-        """Indices of the k best by every score, each once."""
-        best = [score(values).argsort(descending=True, stable=True)[:k] for score in self.ends]
-        return torch.cat(best).unique()
+        """Indices of the k best by every score; none serves two scores."""
+        left = torch.arange(len(values))
+        chosen = []
+        for score in self.ends:
+            order = score(values[left]).argsort(descending=True, stable=True)
+            chosen.append(left[order[:k]])
+            left = left[order[k:].sort().values]
+        return torch.cat(chosen).sort().values
 
     def bars(self, found: Eigenpairs) -> list[float] | None:
         """The score that an eigenvalue has to beat at each end; None while some are missing."""
@@ -344,18 +350,15 @@ def orthogonalised(w: Tensor, *bases: Float[Tensor, "m P"]) -> Tensor:
 def _remainder(w: Tensor, locked: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """w without its parts in the bases, and its coefficients in the second one.
 
-    A second pass only where the first left less than half: where it did not, nothing was lost.
+    Always twice: what one pass leaves behind grows from restart to restart.
     """
     total = torch.zeros(len(basis), dtype=torch.float64)
-    for _ in range(3):
-        before = float(w.norm())
+    for _ in range(2):
         if len(locked):
             w = w - locked.T @ (locked @ w)
         coefficients = basis @ w
         w = w - basis.T @ coefficients
         total += coefficients.double().cpu()
-        if float(w.norm()) > 0.5 * before:
-            break
     return w, total
 
 

@@ -1,13 +1,19 @@
 r"""Bounds on the rank of Hessian and Gauss-Newton matrix, each with what it assumes.
 
-.. math:: \mathrm{rank}\, G \le \min(P, N r), \qquad
-          \mathrm{rank}\, H \le 2 C (N_{\mathrm{hidden}} + C),
+With r the rank of the output curvature (C - 1 for the softmax, C otherwise), d the inputs of a row
+and :math:`N_{\mathrm{hidden}}` the number of hidden neurons,
 
-with r the rank of the output curvature (C - 1 for the softmax, C otherwise) and
-:math:`N_{\mathrm{hidden}}` the number of hidden neurons. The second holds when the pattern of
-active neurons is the same for every row, as in a linear network. For ReLU networks, whose patterns
-differ from row to row, the averaged Hessian breaks it, so it is never asserted: compare it with
-the numerical rank, whose tolerance is explicit.
+.. math:: \mathrm{rank}\, G \le \min(P, N r), \qquad
+          \mathrm{rank}\, H \le r (d + 1) + 2 C N_{\mathrm{hidden}}.
+
+The first always holds. The second holds when the same neurons are active for every row, as in a
+linear network. There the Jacobian of a row is :math:`B (I_C \otimes \tilde x)` with one matrix B
+for all rows, which bounds the first term; and the gradient by layer l is
+:math:`A_{>l}^T S_l` with both factors of rank at most C, so the change of the residual part has at
+most :math:`C (n_l + n_{l-1})` dimensions there, without the input and output layers. The bound of
+granziol2020, :math:`2 C (N_{\mathrm{hidden}} + C)`, leaves the inputs out, and logistic regression
+already breaks it. For ReLU networks, whose patterns differ from row to row, the averaged Hessian
+breaks either: compare with the numerical rank, whose tolerance is explicit.
 """
 
 from __future__ import annotations
@@ -59,33 +65,54 @@ def gauss_newton_rank_bound(landscape: LossLandscape) -> RankBound:
 
 
 def hessian_rank_bound(landscape: LossLandscape) -> RankBound:
-    """2 C (hidden neurons + C), under its assumption.
+    """r (d + 1) + 2 C (hidden neurons), under its assumption.
 
     Raises:
         InputError: the network has other layers than fully connected ones, for which the number of
             neurons is not defined here.
+    """
+    widths, inputs = _widths(landscape)
+    outputs = _outputs(landscape)
+    rank = outputs - 1 if predicts_classes(landscape.loss_function) and outputs > 1 else outputs
+    value = min(landscape.num_parameters, rank * (inputs + 1) + 2 * outputs * sum(widths[:-1]))
+    return RankBound(
+        value,
+        f"{'(C - 1)' if rank < outputs else 'C'} (inputs + 1) + 2 C (hidden neurons)",
+        "the same neurons are active for every row, as in a linear network; not so for ReLU",
+    )
+
+
+def published_rank_bound(landscape: LossLandscape) -> RankBound:
+    """2 C (hidden neurons + C), as it is published.
+
+    Raises:
+        InputError: as for `hessian_rank_bound`.
 
     Source: granziol2020, Section 4.
     """
-    leaves = [
-        (path, m)
-        for path, m in landscape.model.named_modules()
-        if not any(True for _ in m.children())
-    ]
-    for path, module in leaves:
-        if not isinstance(module, _NEURONS):
+    widths, _ = _widths(landscape)
+    outputs = _outputs(landscape)
+    value = min(landscape.num_parameters, 2 * outputs * (sum(widths[:-1]) + outputs))
+    return RankBound(
+        value,
+        "2 C (hidden neurons + C)",
+        "the same neurons are active for every row, and few inputs: linear networks of many inputs "
+        "break it",
+    )
+
+
+def _widths(landscape: LossLandscape) -> tuple[list[int], int]:
+    """Outputs of the fully connected layers, and inputs of the first."""
+    for path, module in landscape.model.named_modules():
+        if not any(True for _ in module.children()) and not isinstance(module, _NEURONS):
             raise InputError(
                 f"the rank bound counts the neurons of fully connected layers, and "
                 f"{path or 'the model'!r} is a {type(module).__name__}"
             )
-    widths = [m.out_features for _, m in leaves if isinstance(m, nn.Linear)]
-    outputs, hidden = _outputs(landscape), sum(widths[:-1])
-    value = min(landscape.num_parameters, 2 * outputs * (hidden + outputs))
-    return RankBound(
-        value,
-        "2 C (hidden neurons + C)",
-        "the same neurons are active for every row, as in a linear network; not so for ReLU",
-    )
+    layers = [m for m in landscape.model.modules() if isinstance(m, nn.Linear)]
+    if not layers:
+        raise InputError("the rank bound counts neurons, and the model has no nn.Linear layer")
+    return [layer.out_features for layer in layers], layers[0].in_features
 
 
 def _outputs(landscape: LossLandscape) -> int:

@@ -24,8 +24,12 @@ def standard_error(samples: Float[Tensor, " s"]) -> float:
     so that value ± 1.96 errors covers 95 % also when the spread comes from a handful of samples.
     """
     count = len(samples)
-    widening = float(student.ppf(0.975, count - 1)) / NORMAL
-    return widening * float(samples.std()) / math.sqrt(count)
+    return widening(count) * float(samples.std()) / math.sqrt(count)
+
+
+def widening(count: int) -> float:
+    """By how much Student's t for `count` samples is wider than the normal distribution."""
+    return float(student.ppf(0.975, count - 1)) / NORMAL
 
 
 def mean_estimate(
@@ -65,8 +69,11 @@ def gaussian(
     operator: CurvatureOperator, count: int, generator: torch.Generator
 ) -> Float[Tensor, "P count"]:
     """Columns of independent standard normal numbers."""
-    numbers = torch.randn(count, operator.size, generator=generator, dtype=torch.float64)
-    return numbers.to(operator.device).T
+    # One by one: a block of several is filled in another order than the same vectors in turn.
+    rows = [
+        torch.randn(operator.size, generator=generator, dtype=torch.float64) for _ in range(count)
+    ]
+    return torch.stack(rows).to(operator.device).T if rows else rademacher(operator, 0, generator)
 
 
 def identity_columns(operator: CurvatureOperator, width: int) -> Iterator[Float[Tensor, "P k"]]:

@@ -115,8 +115,8 @@ def spectral_summary(
 def log_product(pairs: Eigenpairs) -> Estimate:
     r"""The log-product of eigenvalues, :math:`\sum_i \log \lambda_i` (zhang2021, Figure S2).
 
-    `converged` is False where an eigenpair is not. The largest error that the residuals
-    :math:`r_i` allow is :math:`\sum_i r_i / \lambda_i`; the method names it.
+    `converged` is False where an eigenpair is not. To first order the residuals :math:`r_i` allow
+    an error of :math:`\sum_i r_i / \lambda_i`, which the method names.
 
     Raises:
         InputError: an eigenvalue is not positive, so that the product has no logarithm.
@@ -147,7 +147,7 @@ def _extreme(density: SpectralDensity, pairs: Eigenpairs, pick: object) -> Estim
     nodes = [float(best(x.tolist())) for x in density.nodes]
     place = int(pairs.values.argmax() if best is max else pairs.values.argmin())
     value = float(pairs.values[place])
-    outside = best(nodes)
+    outside = best(nodes, default=value)
     base = replace(density.functional(torch.zeros_like), stderr=0.0)
     if best(value, outside) == value or math.isclose(value, outside):
         return replace(

@@ -28,6 +28,7 @@ from planimeter.curvature.stochastic import (
     mean_estimate,
     rademacher,
     standard_error,
+    widening,
 )
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
@@ -185,7 +186,7 @@ def diagonal(
     spread = (squares / probes - mean**2).clamp_min(0) * probes / (probes - 1)
     return DiagonalEstimate(
         mean,
-        (spread / probes).sqrt(),
+        widening(probes) * (spread / probes).sqrt(),
         f"Hutchinson diagonal, {probes} probes",
         probes,
         seed,
@@ -346,8 +347,10 @@ def _left_out(
     form = form + 2 * t_w * t_r - 2 * t_w * t_mw + 2 * along * t_w * t_ms + t_w**2 * t_mt
     terms = inside - t_mt + form * (size - count + 2) / (length + t_w**2)
     without = terms.fill_diagonal_(0.0).sum(0) / (count - 1)
-    spread = float(((without - without.mean()) ** 2).sum())
-    return value, math.sqrt((count - 1) / count * spread)
+    stderr = math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
+    if not math.isfinite(value + stderr):  # a rank just below m
+        return float((basis * again).sum()), float(sizes.min()) * count
+    return value, stderr
 
 
 def _products(operator: CurvatureOperator, vectors: Float[Tensor, "P k"]) -> Float[Tensor, "P k"]:

@@ -318,12 +318,14 @@ class LossLandscape:
         return cut_rows(inputs, part, len(targets)), targets[part]
 
     def _check_mean(self) -> None:
-        """Refuse a loss that is no mean over rows, where batches could not be put together."""
-        if len(list(islice(self.data, 2))) < 2:
-            return
+        """Refuse a loss that is no mean over rows, where batches could not be put together.
+
+        With a single batch such a loss is fine, as long as the batch stays whole.
+        """
+        several = len(list(islice(self.data, 2))) > 1
 
         def compute() -> tuple[int, list[float]]:
-            inputs, targets = self._first_rows(7)
+            inputs, targets = self._first_rows(DEFAULT_ROWS)
             rows, cut = len(targets), len(targets) // 3
             losses = []
             for part in (slice(None), slice(cut), slice(cut, None)) if cut else ():
@@ -337,12 +339,18 @@ class LossLandscape:
             return
         (whole, left, right), cut = losses, rows // 3
         parts = (cut * left + (rows - cut) * right) / rows
-        if abs(whole - parts) > 1e-2 * max(abs(whole), abs(parts)):
-            raise InputError(
-                f"the loss is not a mean over rows: {whole:.6g} on {rows} rows, but {parts:.6g} "
-                f"from {cut} and {rows - cut} of them put together; use reduction='mean', targets "
-                f"of the shape of the outputs, no ignored rows, or a batch_size for all rows"
-            )
+        slack = min(0.1, 100 * torch.finfo(self.dtype).eps)
+        if abs(whole - parts) <= slack * max(abs(whole), abs(parts)):
+            return
+        if not several:
+            self.function.separable = False
+            return
+        raise InputError(
+            f"the loss is not a mean over rows: {whole:.6g} on {rows} rows, but {parts:.6g} "
+            f"from {cut} and {rows - cut} of them put together; use reduction='mean', targets "
+            f"of the shape of the outputs, no class weights, no ignored rows, or a batch_size for "
+            f"all rows"
+        )
 
     def _check_convex(self) -> None:
         """Refuse a loss with a negative curvature in some direction of the outputs."""
@@ -363,7 +371,8 @@ class LossLandscape:
     def _refuse_mixed_rows(self, what: str) -> None:
         if not self.function.separable:
             raise InputError(
-                f"rows have no gradients of their own when BatchNorm uses the batch's statistics: "
+                f"rows have no gradients of their own when BatchNorm uses the batch's statistics, "
+                "or the loss is no mean over rows: "
                 f"use batch_norm='eval' for the {what}"
             )
 

@@ -165,7 +165,7 @@ class Products:
         directions = self._directions(columns.T)
         weights = [weight for weight, _ in self.kept]
         total = sum(
-            weight * torch.cat([t.flatten(1) for t in tape(directions)], dim=1).double()
+            weight * torch.cat([t.reshape(len(t), -1) for t in tape(directions)], dim=1).double()
             for weight, tape in zip(weights, self.blocks, strict=True)
         )
         assert isinstance(total, Tensor)
