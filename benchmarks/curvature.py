@@ -83,7 +83,6 @@ def products(name: str, rounds: int) -> list[str]:
     }
     size = landscapes["planimeter, kept"].num_parameters
     v = torch.randn(size, dtype=torch.float64, device=device)
-    block = torch.randn(size, 16 if size < 100_000 else 8, dtype=torch.float64, device=device)
     sides: dict[str, Callable[[], object]] = {}
     for label, landscape in landscapes.items():
         hessian = landscape.hessian()
@@ -92,7 +91,10 @@ def products(name: str, rounds: int) -> list[str]:
     ggn = landscapes["planimeter, kept"].gauss_newton()
     sides["planimeter, Gauss-Newton"] = partial(ggn.__matmul__, v)
     kept = landscapes["planimeter, kept"].hessian()
-    kept @ block
+    block = torch.randn(size, 16, dtype=torch.float64, device=device)
+    kept @ block[:, :8]  # here it is seen whether blocks pay
+    if kept.product.blocks is None:
+        block = block[:, :2]
     sides["planimeter, per vector of a block"] = partial(kept.__matmul__, block)
     single = v.float()
     for label, peer in made_peers(name).items():
@@ -259,6 +261,30 @@ SECTIONS: tuple[tuple[str, str, Callable[[str, int], list[str]]], ...] = (
 )
 
 
+def large() -> list[str]:
+    """What a GPU is for: all of CIFAR-10's size, and ten million parameters."""
+    lines = []
+    wide = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(3072, 2560), torch.nn.ReLU(),
+        torch.nn.Linear(2560, 1000), torch.nn.ReLU(), torch.nn.Linear(1000, 10),
+    )  # fmt: skip
+    resnet, x, y = problem("ResNet-20", 50_000)
+    for label, model in (("ResNet-20", resnet), ("MLP 3072-2560-1000-10", wide.to(device))):
+        landscape = LossLandscape(model, cross_entropy, (x, y), batch_size=2000)
+        hessian = landscape.hessian()
+        product = partial(hessian.__matmul__, torch.ones(hessian.size, device=device))
+        first = seconds(product)
+        again = statistics.median(seconds(product) for _ in range(5))
+        found = spectral_summary(hessian)
+        lines.append(
+            f"| {label}, {len(y):,} rows, {hessian.size:,} parameters | {first:.2f} | "
+            f"{again:.3f} | {found.seconds:.1f} | {found.largest} | {found.trace} | "
+            f"{found.frobenius_norm} |"
+        )
+        torch.cuda.empty_cache()
+    return lines
+
+
 def main() -> None:
     global device
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -291,6 +317,13 @@ def main() -> None:
             for line in section(name, options.rounds):
                 print(line, flush=True)
                 text += line + "\n"
+    if device.type == "cuda":
+        head = (
+            "| | first product (s) | product (s) | summary (s) | λ_max | trace | Frobenius |\n"
+            "|---|---|---|---|---|---|---|"
+        )
+        print(f"\n## Large\n\n{head}", flush=True)
+        text += "\n## Large\n\n" + "\n".join([head, *large()]) + "\n"
     if sorted(options.only) == sorted(NAMES) and len(options.section) == len(SECTIONS):
         file = RESULTS / ("curvature.md" if device.type == "cpu" else f"curvature-{device.type}.md")
         file.write_text(text, encoding="utf-8")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -150,5 +151,12 @@ def measure(
     for name in chosen:
         options = {"seed": seed} | (settings or {}).get(name, {})
         options["progress"] = partial(progress, name)
-        results[name] = MEASURES[name].compute(landscape, **options)
+        started = time.perf_counter()
+        results[name] = replace(
+            MEASURES[name].compute(landscape, **options),
+            seed=options["seed"],
+            dtype=str(landscape.dtype).removeprefix("torch."),
+            device=str(landscape.device),
+            seconds=time.perf_counter() - started,
+        )
     return results

@@ -29,6 +29,7 @@ from planimeter.operators.batches import (
     Batch,
     BatchedLoss,
     Parameters,
+    cut_rows,
     first_non_finite,
     refuse_inference_mode,
 )
@@ -39,8 +40,12 @@ from planimeter.operators.tape import Tape, TapeError, record, tensor_bytes
 STRATEGIES = ("auto", "tape", "graph", "recompute")
 BLOCK = 8
 """Vectors of a block product."""
+SMALL = 2**26
+"""Batches that need fewer bytes are worth no effort to save memory."""
 SLOWER = 1.3
 """A tape is given up for a graph that is faster by this factor, so that noise decides nothing."""
+SLOWER_ANEW = 1.1
+"""The same for products that are computed anew."""
 
 
 class Products:
@@ -164,12 +169,12 @@ class Products:
         assert self.blocks is not None
         directions = self._directions(columns.T)
         weights = [weight for weight, _ in self.kept]
-        total = sum(
-            weight * torch.cat([t.reshape(len(t), -1) for t in tape(directions)], dim=1).double()
-            for weight, tape in zip(weights, self.blocks, strict=True)
-        )
-        assert isinstance(total, Tensor)
-        result = total.T / sum(weights)
+        rows = sum(weights)
+        result = columns.new_zeros(columns.shape[1], columns.shape[0])
+        for weight, tape in zip(weights, self.blocks, strict=True):
+            for piece, part in zip(result.split(self.sizes, dim=1), tape(directions), strict=True):
+                piece.add_(part.reshape(len(part), -1), alpha=weight / rows)
+        result = result.T
         if not bool(torch.isfinite(result.sum())):
             for column in columns.unbind(1):
                 self._one(column)  # the one that is not finite says where
@@ -205,11 +210,16 @@ class Products:
         # Looks at the loss before anything is differentiated, for errors in words.
         with torch.no_grad():
             self.function.batch_loss(self.parameters, batch, index)
+        size = self._size(batch, index, directions)
+        # Only about so: in doubt the batch is tried as a whole, and its size is then known.
+        if self.wanted == "recompute" or size > max(2 * budget, SMALL):
+            self._decide_recomputed(size, directions)
+            return
         tape, size = self._chosen(batch, index, directions)
         self.strategy = "tape" if tape is not None else "graph"
-        if self.wanted == "recompute" or size > budget:
+        if size > budget:
             del tape
-            self._decide_recomputed(batch, index, directions, size)
+            self._decide_recomputed(size, directions)
             return
         self._keep(weight, tape or self._unkept(batch, index), size)
         for index, weight, batch in pieces:
@@ -268,13 +278,7 @@ class Products:
                 )
         else:
             if not self._agree(found, expected):
-                self.forward_is_wrong = True
-                warnings.warn(
-                    f"two ways to compute a product with the {self.curvature.name} differ by "
-                    f"{_difference(found, expected):.1e}: going on with autograd's graph",
-                    MeasurementWarning,
-                    stacklevel=7,
-                )
+                self._warn_of(found, expected)
                 return None, saved.total
             if self.wanted == "auto" and seconds(lambda: tape(directions), self.device) > slow:
                 assert graph is not None
@@ -284,37 +288,75 @@ class Products:
                     return None, saved.total
         return tape, tensor_bytes(tape.constants)
 
-    def _decide_recomputed(
-        self, batch: Batch, index: int, directions: Directions, size: int
-    ) -> None:
-        """Forward or reverse, on halves of the batch or, if memory needs it, smaller pieces."""
+    def _size(self, batch: Batch, index: int, directions: Directions) -> float:
+        """About how many bytes a batch would keep, from some of its rows where rows are many."""
+        inputs, targets = batch
+        rows, parts = len(targets), 1
+        if self.function.separable and rows >= 64:
+            parts = 8
+            batch = cut_rows(inputs, slice(rows // parts), rows), targets[: rows // parts]
+        try:
+            with _Bytes() as saved:
+                self.curvature.graph(self.function, self.parameters, batch, index)
+            kept = saved.total - tensor_bytes(self.parameters.values())
+            return float(max(kept, 0) * parts)
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error) or isinstance(error, InputError):
+                raise
+        try:
+            return float(tensor_bytes(self._recorded(batch, directions).constants) * parts)
+        except (TapeError, RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error) or isinstance(error, InputError):
+                raise
+            return 0.0  # the error is explained where products are tried
 
-        def forward() -> Directions:
-            return self.curvature.forward(self.function, self.parameters, batch)(directions)
-
-        def reverse() -> Directions:
-            product = self.curvature.graph(self.function, self.parameters, batch, index)
-            return product(directions)
-
-        if self.forward_is_wrong or self.wanted in ("tape", "graph"):
-            reverse_only = self.forward_is_wrong or self.wanted == "graph"
-            self.strategy = "reverse" if reverse_only else "forward"
-        else:
-            times = {}
-            for name, way in (("forward", forward), ("reverse", reverse)):
-                try:
-                    times[name] = seconds(way, self.device)
-                except (RuntimeError, NotImplementedError) as error:
-                    if is_out_of_memory(error):
-                        raise
-            ratio = times.get("forward", float("inf")) / times.get("reverse", float("inf"))
-            self.strategy = "reverse" if ratio > SLOWER else "forward"
+    def _decide_recomputed(self, size: float, directions: Directions) -> None:
+        """Forward or reverse, on halves of large batches or, if memory needs it, smaller pieces."""
+        index, _, batch = next(self.function.pieces())
         rows = len(batch[1])
-        if self.function.separable and rows >= 2 * BLOCK:
+        if self.function.separable and rows >= 2 * BLOCK and size > SMALL:
             pieces = 2
             while size / pieces > free_memory(self.device) // 4 and rows // (2 * pieces) >= BLOCK:
                 pieces *= 2
             self.function.rows = min(-(-rows // pieces), self.function.rows or rows)
+            index, _, batch = next(self.function.pieces())
+        found: dict[str, Directions] = {}
+        times = {"forward": float("inf"), "reverse": float("inf")}
+        failure = ""
+        for name in ("forward", "reverse"):
+            self.strategy = name
+            try:
+                found[name] = self._unkept(batch, index)(directions)
+                times[name] = seconds(lambda: self._unkept(batch, index)(directions), self.device)
+            except (RuntimeError, NotImplementedError) as error:
+                if is_out_of_memory(error) or isinstance(error, InputError):
+                    raise
+                failure = str(error).splitlines()[0]
+        if not found:
+            raise InputError(
+                f"the {self.curvature.name} cannot be computed: an operation of the model or the "
+                f"loss has no second derivative ({failure})"
+            )
+        if len(found) == 2 and not self._agree(found["forward"], found["reverse"]):
+            self._warn_of(found["forward"], found["reverse"])
+        insisted = {"tape": "forward", "graph": "reverse"}.get(self.wanted)
+        if self.forward_is_wrong:
+            self.strategy = "reverse"
+        elif insisted in found:
+            self.strategy = insisted
+        else:
+            faster = times["forward"] > SLOWER_ANEW * times["reverse"]
+            self.strategy = "reverse" if faster or "forward" not in found else "forward"
+
+    def _warn_of(self, found: Directions, expected: Directions) -> None:
+        """Trust reverse derivatives from now on, and say so."""
+        self.forward_is_wrong = True
+        warnings.warn(
+            f"two ways to compute a product with the {self.curvature.name} differ by "
+            f"{_difference(found, expected):.1e}: going on with autograd's graph",
+            MeasurementWarning,
+            stacklevel=8,
+        )
 
     def _recorded(self, batch: Batch, directions: Directions) -> Tape:
         product = self.curvature.forward(self.function, self.parameters, batch)
@@ -393,6 +435,8 @@ class Products:
             for view, piece in zip(self._views, vectors.split(self.sizes), strict=True):
                 view.copy_(piece)
             return self._buffers
+        if len(set(self.dtypes)) == 1:  # converted first, a transpose is one fast copy
+            vectors = vectors.T.to(self.dtypes[0]).T.contiguous()
         pieces = vectors.split(self.sizes, dim=-1)
         lead = vectors.shape[:-1]
         return [
@@ -455,8 +499,9 @@ class _Bytes:
     def total(self) -> int:
         return sum(self.storages.values())
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Bytes:
         self.hooks.__enter__()
+        return self
 
     def __exit__(self, *failure: object) -> None:
         self.hooks.__exit__(*failure)

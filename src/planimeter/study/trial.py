@@ -28,7 +28,7 @@ from planimeter.study.spec import DataSpec, ModelSpec, Study
 from planimeter.training import fit_to_zero_error, make_optimiser
 
 # Raise this when a change of code changes the results of trials: old records then do not count.
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 
 
 @dataclass(frozen=True)
