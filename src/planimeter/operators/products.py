@@ -410,16 +410,17 @@ class Products:
         if not self._agree(found, expected):
             return
 
-        def one_by_one() -> None:
-            for single in singles:
-                tapes[0](single)
-
+        self.blocks = blocks
         if self.wanted == "tape":  # no clock decides, so that results repeat bit by bit
-            self.blocks = blocks
             return
-        block = min(seconds(lambda: blocks[0](directions), self.device) for _ in range(2))
-        if block <= seconds(one_by_one, self.device) or block <= seconds(one_by_one, self.device):
-            self.blocks = blocks
+
+        def one_by_one() -> None:
+            for column in columns.unbind(1):
+                self._one(column)
+
+        together = min(seconds(lambda: self._block(columns), self.device) for _ in range(3))
+        if together > min(seconds(one_by_one, self.device) for _ in range(2)):
+            self.blocks = None
 
     def _agree(self, found: Directions, expected: Directions) -> bool:
         return _difference(found, expected) <= self.precision**0.5
@@ -435,12 +436,10 @@ class Products:
             for view, piece in zip(self._views, vectors.split(self.sizes), strict=True):
                 view.copy_(piece)
             return self._buffers
-        if len(set(self.dtypes)) == 1:  # converted first, a transpose is one fast copy
-            vectors = vectors.T.to(self.dtypes[0]).T.contiguous()
-        pieces = vectors.split(self.sizes, dim=-1)
-        lead = vectors.shape[:-1]
-        return [
-            piece.to(dtype).reshape(*lead, *shape)
+        columns = vectors.T.to(self.dtypes[0] if len(set(self.dtypes)) == 1 else torch.float64)
+        pieces = columns.split(self.sizes)
+        return [  # contiguous, as a tape was recorded
+            piece.to(dtype).T.contiguous().view(len(vectors), *shape)
             for piece, shape, dtype in zip(pieces, self.shapes, self.dtypes, strict=True)
         ]
 
