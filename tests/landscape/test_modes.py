@@ -112,3 +112,22 @@ def test_records_say_how_the_model_ran(small_net, small_data):
     assert plain == {"dtype": "float64", "device": "cpu", "batch_norm": "none", "dropout": "none"}
     single = LossLandscape(normed().float(), cross_entropy, small_data).record()
     assert single == {"dtype": "float32", "device": "cpu", "batch_norm": "eval", "dropout": "off"}
+
+
+def test_the_row_of_padding_counts_like_any_other():
+    """torch sets its gradient to zero, and the derivative of that is not symmetric."""
+    torch.manual_seed(0)
+    embedding = nn.Embedding(5, 4, padding_idx=0)
+    model = nn.Sequential(embedding, nn.Flatten(), nn.Tanh(), nn.Linear(12, 3)).double()
+    tokens, y = torch.randint(0, 5, (20, 3)), torch.randint(0, 3, (20,))
+    assert bool((tokens == 0).any())
+    landscape = LossLandscape(model, nn.functional.cross_entropy, (tokens, y))
+    hessian = landscape.hessian()
+    v = torch.randn(hessian.size, dtype=torch.float64)
+    step, theta = 1e-5, landscape.theta
+    ahead, behind = (landscape.at(theta + s * step * v).gradient() for s in (1, -1))
+    torch.testing.assert_close(hessian @ v, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-8)
+    matrix = hessian @ torch.eye(hessian.size, dtype=torch.float64)
+    torch.testing.assert_close(matrix, matrix.T)
+    assert float(matrix[:4].abs().max()) > 0
+    assert embedding.padding_idx == 0

@@ -22,8 +22,11 @@ def evaluation_mode(model: nn.Module, batch_norm: str = "eval") -> Iterator[None
     """Every module in eval mode inside, its own flags given back after, also on an exception.
 
     With `batch_norm="train-frozen-buffers"`, BatchNorm uses the statistics of the batch and its
-    buffers stay as they are. Attention runs on its mathematical form inside: the fused kernels
-    have no second derivative, and the fused encoder layer no forward one.
+    buffers stay as they are. The row of an embedding's `padding_idx`, whose gradient torch sets to
+    zero although the loss depends on it, counts like any other: what autograd gives would not be
+    the gradient of anything, and its derivative not symmetric. Attention runs on its mathematical
+    form inside: the fused kernels have no second derivative, and the fused encoder layer no
+    forward one.
 
     Raises:
         InputError: `batch_norm` is no policy.
@@ -33,16 +36,22 @@ def evaluation_mode(model: nn.Module, batch_norm: str = "eval") -> Iterator[None
     flags = [(module, module.training) for module in model.modules()]
     norms = [m for m in batch_norms(model) if batch_norm != "eval"]
     tracking = [(norm, norm.track_running_stats) for norm in norms]
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    paddings = [(embedding, embedding.padding_idx) for embedding in embeddings]
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         model.eval()
         for norm in norms:
             norm.training, norm.track_running_stats = True, False
+        for embedding in embeddings:
+            embedding.padding_idx = None
         torch.backends.mha.set_fastpath_enabled(False)
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        for embedding, padding in paddings:
+            embedding.padding_idx = padding
         for norm, tracked in tracking:
             norm.track_running_stats = tracked
         for module, training in flags:

@@ -353,7 +353,8 @@ class Products:
         self.forward_is_wrong = True
         warnings.warn(
             f"two ways to compute a product with the {self.curvature.name} differ by "
-            f"{_difference(found, expected):.1e}: going on with autograd's graph",
+            f"{_difference(found, expected):.1e}: going on with autograd's graph (a detach() or a "
+            f"straight-through estimator in the model makes its gradient that of no function)",
             MeasurementWarning,
             stacklevel=8,
         )
