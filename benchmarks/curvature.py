@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,7 +34,7 @@ from planimeter.landscape import LossLandscape, evaluation_mode
 RESULTS = Path(__file__).parent / "results"
 # Whole computations run on fewer rows where one product takes seconds.
 FEWER = {"MLP": 500, "CNN": 64, "ResNet-20": 16, "transformer": 8}
-MODES = ("nothing", "gradient", "kept", "recomputed")
+MODES = ("gradient", "kept", "recomputed")
 device = torch.device("cpu")
 
 
@@ -199,7 +198,7 @@ def summaries(name: str, rounds: int) -> list[str]:
 
 
 def memory_in(mode: str, name: str) -> int:
-    """Peak bytes of a fresh process that does one thing."""
+    """Bytes that one thing takes at its peak, in a fresh process."""
     done = subprocess.run(
         [sys.executable, __file__, "--device", str(device), "--peak", mode, "--only", name],
         check=True, capture_output=True, text=True,
@@ -208,26 +207,48 @@ def memory_in(mode: str, name: str) -> int:
 
 
 def peak(mode: str, name: str) -> int:
-    model, x, y = problem(name)
-    strategy = {"kept": "tape", "recomputed": "recompute"}.get(mode)
-    if mode == "gradient":
-        plain_gradient(model, x, y)
-    elif strategy:
+    """Peak over what is there before: modules, model and data, which a small run has brought in."""
+
+    def run(rows: int | None, products: int) -> int:
+        model, x, y = problem(name, rows)
+        before = reset_peak()
+        if mode == "gradient":
+            plain_gradient(model, x, y)
+            return peak_bytes() - before
+        strategy = {"kept": "tape", "recomputed": "recompute"}[mode]
         landscape = LossLandscape(
             model, cross_entropy, (x, y), batch_size=len(y), products=strategy
         )
         hessian = landscape.hessian()
-        for _ in range(3):
+        for _ in range(products):
             hessian @ torch.ones(hessian.size, device=device)
+        return peak_bytes() - before
+
+    run(4, 2)
+    return run(None, 2)
+
+
+def reset_peak() -> int:
+    """Forget earlier peaks; bytes in use now."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of the resident set
+    return _status("VmRSS")
+
+
+def peak_bytes() -> int:
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
 def memory(name: str) -> list[str]:
     """Peak memory over the gradient's own."""
-    base, *peaks = (memory_in(mode, name) for mode in MODES)
-    gradient, kept, recomputed = (value - base for value in peaks)
+    gradient, kept, recomputed = (memory_in(mode, name) for mode in MODES)
     if gradient < 2**23:
         return [f"| {name} | under 8 MiB | – | – |"]
     return [
