@@ -242,12 +242,18 @@ class Products:
 
     def _chosen(self, batch: Batch, index: int, directions: Directions) -> tuple[Tape | None, int]:
         """A tape that agrees with the graph and is not slower, or None; and the bytes to keep."""
-        graph, saved, failure = None, _Bytes(), ""
-        try:
+        saved, failure = _Bytes(), ""
+
+        def by_graph() -> tuple[Directions, float]:
+            """A product and the time of another; the graph is gone afterwards."""
             with saved:
                 graph = self.curvature.graph(self.function, self.parameters, batch, index)
-            expected = graph(directions)
-            slow = seconds(lambda: graph(directions), self.device) if self.wanted == "auto" else 0.0
+            product, auto = graph(directions), self.wanted == "auto"
+            return product, seconds(lambda: graph(directions), self.device) if auto else 0.0
+
+        expected: Directions | None
+        try:
+            expected, slow = by_graph()
         except (RuntimeError, NotImplementedError) as error:
             if is_out_of_memory(error) or isinstance(error, InputError):
                 raise
@@ -281,9 +287,8 @@ class Products:
                 self._warn_of(found, expected)
                 return None, saved.total
             if self.wanted == "auto" and seconds(lambda: tape(directions), self.device) > slow:
-                assert graph is not None
                 fast = min(seconds(lambda: tape(directions), self.device) for _ in range(3))
-                slow = min(seconds(lambda: graph(directions), self.device) for _ in range(3))
+                slow = min(by_graph()[1] for _ in range(2))
                 if fast > SLOWER * slow:
                     return None, saved.total
         return tape, tensor_bytes(tape.constants)

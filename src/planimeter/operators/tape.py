@@ -16,7 +16,7 @@ derivative has: the least that an exact product can cost.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,8 +152,9 @@ class _Recorder(TorchDispatchMode):
         self.kept: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         self.shapes: dict[_Slot, torch.Size] = {}
         self.layouts: dict[_Slot, tuple[Any, ...]] = {}
-        self.storages: dict[_Slot, int] = {}
-        self.mutated: set[int] = set()
+        self.storages: dict[_Slot, tuple[int, int]] = {}
+        self.owners: Counter[int] = Counter()
+        self.mutated: set[tuple[int, int]] = set()
         for example in examples:
             self._slot(example)
 
@@ -182,7 +183,8 @@ class _Recorder(TorchDispatchMode):
         if func in (aten._local_scalar_dense.default, aten.equal.default):
             raise TapeError("a number was taken from a tensor that depends on the input")
         out = func(*args, **kwargs)
-        self.mutated |= {_storage(w) for w in written}
+        self.mutated |= {self.storages[self.slots[w]] for w in written}
+        known = {_storage(a) for a in flat if isinstance(a, Tensor)}
         arguments = [slot or value for slot, value in zip(slots, flat, strict=True)]
         for place, constant in enumerate(arguments):
             if isinstance(constant, Tensor):
@@ -194,7 +196,7 @@ class _Recorder(TorchDispatchMode):
                 func,
                 arguments,
                 layout,
-                [self._slot(r) if isinstance(r, Tensor) else None for r in results],
+                [self._slot(r, known) if isinstance(r, Tensor) else None for r in results],
                 isinstance(out, Tensor),
                 bool(written),
             )
@@ -216,13 +218,18 @@ class _Recorder(TorchDispatchMode):
                 if self.steps[step].arguments[place]._version != version:
                     raise TapeError("a value that the tape needs was changed in place")
 
-    def _slot(self, tensor: Tensor) -> _Slot:
+    def _slot(self, tensor: Tensor, known: Collection[int] = ()) -> _Slot:
+        """The slot of a tensor; `known` are the addresses of what it may be a view of."""
         slot: _Slot | None = self.slots.get(tensor)
         if slot is None:
             slot = self.slots[tensor] = _Slot(len(self.shapes))
             self.shapes[slot] = tensor.shape
             self.layouts[slot] = (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-            self.storages[slot] = _storage(tensor)
+            # An address is given out again once its tensor is gone: count its owners.
+            address = _storage(tensor)
+            if address not in known:
+                self.owners[address] += 1
+            self.storages[slot] = (address, self.owners[address])
         return slot
 
 
