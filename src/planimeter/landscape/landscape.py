@@ -187,7 +187,7 @@ class LossLandscape:
     def monte_carlo_fisher(self, samples: int = 1, seed: int = 0) -> CurvatureOperator:
         r"""The Fisher matrix with labels drawn from the model,
         :math:`\frac{1}{NS} \sum_{n,s} g_{ns} g_{ns}^T`; its mean over draws is the Gauss-Newton
-        matrix.
+        matrix. Where a row averages T losses (outputs, tokens), the sum is multiplied by T.
 
         Arguments:
             samples: S, labels drawn for each row, once: the operator is one fixed matrix.
