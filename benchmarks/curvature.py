@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,8 @@ from planimeter.landscape import LossLandscape, evaluation_mode
 RESULTS = Path(__file__).parent / "results"
 # Whole computations run on fewer rows where one product takes seconds.
 FEWER = {"MLP": 500, "CNN": 64, "ResNet-20": 16, "transformer": 8}
+# Memory is measured where the gradient needs enough of it to be told from everything else.
+HEAVY = {"MLP": (50_000,), "CNN": (2000,), "ResNet-20": (256,), "transformer": (32, 256)}
 MODES = ("gradient", "kept", "recomputed")
 device = torch.device("cpu")
 
@@ -92,8 +95,8 @@ def products(name: str, rounds: int) -> list[str]:
     sides["planimeter, Gauss-Newton"] = partial(ggn.__matmul__, v)
     kept = landscapes["planimeter, kept"].hessian()
     block = torch.randn(size, 16, dtype=torch.float64, device=device)
-    kept @ block[:, :8]  # here it is seen whether blocks pay
-    if kept.product.blocks is None:
+    kept @ block  # here it is seen whether blocks pay
+    if not kept.product.blocks.get(16):
         block = block[:, :2]
     sides["planimeter, per vector of a block"] = partial(kept.__matmul__, block)
     single = v.float()
@@ -197,25 +200,28 @@ def summaries(name: str, rounds: int) -> list[str]:
     return lines
 
 
-def memory_in(mode: str, name: str) -> int:
+def memory_in(mode: str, name: str, rows: int) -> int:
     """Bytes that one thing takes at its peak, in a fresh process."""
     done = subprocess.run(
-        [sys.executable, __file__, "--device", str(device), "--peak", mode, "--only", name],
+        [sys.executable, __file__, "--device", str(device), "--peak", mode, str(rows),
+         "--only", name],
         check=True, capture_output=True, text=True,
+        # What is freed goes back to the system at once, so that the resident set is what is in use.
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
     )  # fmt: skip
     return int(json.loads(done.stdout.splitlines()[-1]))
 
 
-def peak(mode: str, name: str) -> int:
+def peak(mode: str, name: str, full: int) -> int:
     """Peak over what is there before: modules, model and data, which a small run has brought in."""
 
-    def run(rows: int | None, products: int) -> int:
+    def run(rows: int, products: int) -> int:
         model, x, y = problem(name, rows)
         before = reset_peak()
         if mode == "gradient":
             plain_gradient(model, x, y)
             return peak_bytes() - before
-        strategy = {"kept": "tape", "recomputed": "recompute"}[mode]
+        strategy = {"kept": "auto", "recomputed": "recompute"}[mode]
         landscape = LossLandscape(
             model, cross_entropy, (x, y), batch_size=len(y), products=strategy
         )
@@ -225,7 +231,7 @@ def peak(mode: str, name: str) -> int:
         return peak_bytes() - before
 
     run(4, 2)
-    return run(None, 2)
+    return run(full, 2)
 
 
 def reset_peak() -> int:
@@ -248,13 +254,14 @@ def _status(key: str) -> int:
 
 def memory(name: str) -> list[str]:
     """Peak memory over the gradient's own."""
-    gradient, kept, recomputed = (memory_in(mode, name) for mode in MODES)
-    if gradient < 2**23:
-        return [f"| {name} | under 8 MiB | – | – |"]
-    return [
-        f"| {name} | {gradient / 2**20:.0f} MiB | {kept / gradient:.2f} | "
-        f"{recomputed / gradient:.2f} |"
-    ]
+    lines = []
+    for rows in HEAVY[name]:
+        gradient, kept, recomputed = (memory_in(mode, name, rows) for mode in MODES)
+        lines.append(
+            f"| {name}, {rows:,} rows | {gradient / 2**20:.0f} MiB | {kept / gradient:.2f} | "
+            f"{recomputed / gradient:.2f} |"
+        )
+    return lines
 
 
 FILES = ("products.md", "eigenvalues.md", "summaries.md", "memory.md")
@@ -315,11 +322,12 @@ def main() -> None:
     parser.add_argument("--section", type=int, nargs="*", default=list(range(len(SECTIONS))))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--peak", choices=MODES, help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=2, metavar=("MODE", "ROWS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = torch.device(options.device)
     if options.peak:
-        print(json.dumps(peak(options.peak, options.only[0])))
+        mode, rows = options.peak
+        print(json.dumps(peak(mode, options.only[0], int(rows))))
         return
     where = torch.cuda.get_device_name() if device.type == "cuda" else (
         f"{torch.get_num_threads()} threads"

@@ -154,6 +154,18 @@ def test_matrix_products_join_sums_only_where_nothing_changes():
     same(lambda a, b: [(lambda p: p + b + p)(a @ b)], a, b)
 
 
+def test_equal_constants_are_kept_once():
+    matrix = torch.randn(50, 50)
+
+    def function(v):
+        return [matrix.exp() @ v + matrix.exp() * v + matrix.exp().t() @ v]
+
+    tape = record(function, [torch.ones(50)])
+    v = torch.randn(50)
+    torch.testing.assert_close(tape([v]), function(v))
+    assert tensor_bytes(tape.constants) == 2 * matrix.nbytes  # one of them transposed
+
+
 def test_functions_that_write_in_place():
     a, b = matrices(2, 4, 4)
 

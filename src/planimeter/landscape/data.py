@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from planimeter.errors import InputError
-from planimeter.operators.batches import Batch, Inputs, cut_rows, tensors_in
+from planimeter.operators.batches import Batch, Inputs, cut_rows, is_finite, tensors_in
 from planimeter.operators.memory import free_memory
 
 TARGET_KEYS = ("labels", "label", "targets", "target")
@@ -190,7 +190,7 @@ def _check_rows(batch: Batch, where: str) -> None:
     if targets.ndim == 0 or rows != len(targets) or rows == 0:
         counted = len(targets) if targets.ndim else 0
         raise InputError(f"{where} has {rows} inputs and {counted} targets")
-    if any(t.is_floating_point() and not bool(torch.isfinite(t).all()) for t in tensors):
+    if not all(map(is_finite, tensors)):
         raise InputError(f"the inputs of {where} contain values that are not finite")
 
 

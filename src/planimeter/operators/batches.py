@@ -199,9 +199,16 @@ def refuse_inference_mode() -> None:
         )
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether there are no NaN or infinite values; the sum tells mostly, and needs no copy."""
+    if not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
 def first_non_finite(parameters: Parameters) -> str | None:
     """The name of the first parameter with NaN or infinite values."""
-    return next((n for n, p in parameters.items() if not bool(torch.isfinite(p).all())), None)
+    return next((name for name, value in parameters.items() if not is_finite(value)), None)
 
 
 def _culprit(parameters: Parameters, inputs: Inputs) -> str:
@@ -209,6 +216,6 @@ def _culprit(parameters: Parameters, inputs: Inputs) -> str:
     parameter = first_non_finite(parameters)
     if parameter is not None:
         return f"parameter {parameter!r} has values that are not finite"
-    if any(t.is_floating_point() and not bool(torch.isfinite(t).all()) for t in tensors_in(inputs)):
+    if not all(map(is_finite, tensors_in(inputs))):
         return "its inputs contain values that are not finite"
     return "parameters and inputs are finite, so the network or the loss overflows there"

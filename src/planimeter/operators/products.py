@@ -14,6 +14,7 @@ warning says so; the faster one is kept.
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from planimeter.operators.batches import (
     Parameters,
     cut_rows,
     first_non_finite,
+    is_finite,
     refuse_inference_mode,
 )
 from planimeter.operators.curvatures import Curvature, Directions, LinearMap
@@ -38,12 +40,20 @@ from planimeter.operators.memory import free_memory, is_out_of_memory
 from planimeter.operators.tape import Tape, TapeError, record, tensor_bytes
 
 STRATEGIES = ("auto", "tape", "graph", "recompute")
-BLOCK = 8
+BLOCKS = (16, 8)
 """Vectors of a block product."""
-SMALL = 2**26
-"""Batches that need fewer bytes are worth no effort to save memory."""
+FEWEST_ROWS = 8
+"""A batch is not cut into pieces of fewer rows."""
+PIECE = {"cpu": 2**25, "cuda": 2**29}
+"""Batches that need more bytes are cut: their pieces need less memory at once, and more cache."""
+PIECES = 8
+"""A batch is cut into at most so many, as long as memory is free."""
 SLOWER = 1.3
 """A tape is given up for a graph that is faster by this factor, so that noise decides nothing."""
+SCALE = 0.7
+"""What directions are multiplied with to see how a product rounds."""
+ROUNDING = 10
+"""So many times that difference may be between two ways of computing a product."""
 SLOWER_ANEW = 1.1
 """The same for products that are computed anew."""
 
@@ -85,6 +95,7 @@ class Products:
         self.dtypes = [value.dtype for value in self.parameters.values()]
         self.device = next(iter(self.parameters.values())).device
         self.precision = max(torch.finfo(dtype).eps for dtype in self.dtypes)
+        self._piece = PIECE.get(self.device.type, PIECE["cuda"])
         self.memory_budget, self.wanted, self.compiled = memory_budget, strategy, compile
         self.budget = 0
         self.forward_is_wrong = False
@@ -99,8 +110,7 @@ class Products:
         self.strategy: str | None = None  # decided by the first product
         self.kept: list[tuple[float, LinearMap]] = []
         self.kept_bytes, self.all_kept = 0, False
-        self.blocks: list[Tape] | None = None
-        self.block_decided = False
+        self.blocks: dict[int, list[Tape]] = {}  # none where single vectors are faster
 
     # -- products ----------------------------------------------------------------------------
 
@@ -139,15 +149,18 @@ class Products:
         count = columns.shape[1]
         if count == 1:
             return self._one(columns[:, 0])[:, None]
-        if count >= BLOCK and self.all_kept and self.strategy == "tape":
-            if not self.block_decided:
-                self._decide_block(columns[:, :BLOCK])
-            if self.blocks is not None:
-                whole = count - count % BLOCK
-                parts = [self._block(c) for c in columns[:, :whole].split(BLOCK, dim=1)]
-                parts += [self._one(c)[:, None] for c in columns[:, whole:].unbind(1)]
-                return torch.cat(parts, dim=1)
-        return torch.stack([self._one(c) for c in columns.unbind(1)], dim=1)
+        result = columns.new_empty(count, columns.shape[0])
+        together = 0
+        if self.all_kept and self.strategy == "tape":
+            for size in BLOCKS:
+                while count - together >= size:
+                    block = columns[:, together : together + size]
+                    if not self._block(block, result[together : together + size]):
+                        break
+                    together += size
+        for i in range(together, count):
+            result[i] = self._one(columns[:, i])
+        return result.T
 
     def _one(self, v: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         directions = self._directions(v)
@@ -163,22 +176,31 @@ class Products:
             for piece, part in zip(total.split(self.sizes), product(directions), strict=True):
                 piece.add_(part.reshape(-1), alpha=weight)
             rows += weight
-        return self._finite(total / rows, directions)
+        return self._finite(total.div_(rows), directions)
 
-    def _block(self, columns: Float[Tensor, "P k"]) -> Float[Tensor, "P k"]:
-        assert self.blocks is not None
+    def _block(self, columns: Float[Tensor, "P k"], result: Float[Tensor, "k P"]) -> bool:
+        """A times the columns, into the rows of `result`; False where blocks do not pay."""
+        if columns.shape[1] not in self.blocks:
+            self._decide_block(columns)
+        tapes = self.blocks[columns.shape[1]]
+        if not tapes:
+            return False
         directions = self._directions(columns.T)
         weights = [weight for weight, _ in self.kept]
         rows = sum(weights)
-        result = columns.new_zeros(columns.shape[1], columns.shape[0])
-        for weight, tape in zip(weights, self.blocks, strict=True):
+        for number, (weight, tape) in enumerate(zip(weights, tapes, strict=True)):
             for piece, part in zip(result.split(self.sizes, dim=1), tape(directions), strict=True):
-                piece.add_(part.reshape(len(part), -1), alpha=weight / rows)
-        result = result.T
-        if not bool(torch.isfinite(result.sum())):
+                own = part.reshape(len(part), -1)
+                if number == 0:
+                    piece.copy_(own)
+                    if len(weights) > 1:
+                        piece.mul_(weight / rows)
+                else:
+                    piece.add_(own, alpha=weight / rows)
+        if not is_finite(result):
             for column in columns.unbind(1):
                 self._one(column)  # the one that is not finite says where
-        return result
+        return True
 
     def _maps(self) -> Iterator[tuple[float, LinearMap]]:
         """Every piece of the data as a linear map with its rows."""
@@ -211,34 +233,40 @@ class Products:
         with torch.no_grad():
             self.function.batch_loss(self.parameters, batch, index)
         size = self._size(batch, index, directions)
-        # Only about so: in doubt the batch is tried as a whole, and its size is then known.
-        if self.wanted == "recompute" or size > max(2 * budget, SMALL):
-            self._decide_recomputed(size, directions)
+        size = self._cut(size, len(batch[1]), free)
+        # Only about so: in doubt a piece is tried, and its size is then known.
+        if self.wanted == "recompute" or size > max(2 * budget, self._piece):
+            self._decide_recomputed(directions)
             return
+        pieces = self.function.pieces()
+        index, weight, batch = next(pieces)
         tape, size = self._chosen(batch, index, directions)
         self.strategy = "tape" if tape is not None else "graph"
         if size > budget:
             del tape
-            self._decide_recomputed(size, directions)
+            self._decide_recomputed(directions)
             return
-        self._keep(weight, tape or self._unkept(batch, index), size)
+        self.kept, self.kept_bytes = [(weight, tape or self._unkept(batch, index))], size
+        constants = [] if tape is None else list(tape.constants)
         for index, weight, batch in pieces:
-            if self.kept_bytes + size * weight / self.kept[0][0] > budget:
-                return
-            if self.strategy == "tape":
+            if tape is None:
+                total = self.kept_bytes + int(size * weight / self.kept[0][0])
+                if total > budget:
+                    return
+                another = self._unkept(batch, index)
+            else:
                 try:
                     another = self._recorded(batch, directions)
                 except TapeError:
                     return
-                self._keep(weight, another, tensor_bytes(another.constants))
-            else:
-                own = int(size * weight / self.kept[0][0])
-                self._keep(weight, self._unkept(batch, index), own)
+                # Tapes share the parameters and, from tensors in memory, the data.
+                constants += another.constants
+                total = tensor_bytes(constants)
+                if total > budget:
+                    return
+            self.kept.append((weight, another))
+            self.kept_bytes = total
         self.all_kept = True
-
-    def _keep(self, weight: float, product: LinearMap, size: int) -> None:
-        self.kept.append((weight, product))
-        self.kept_bytes += size
 
     def _chosen(self, batch: Batch, index: int, directions: Directions) -> tuple[Tape | None, int]:
         """A tape that agrees with the graph and is not slower, or None; and the bytes to keep."""
@@ -277,13 +305,13 @@ class Products:
             return None, saved.total
         if expected is None:  # nothing independent to compare with, but the tape has to be right
             expected = self.curvature.forward(self.function, self.parameters, batch)(directions)
-            if not self._agree(found, expected):
+            if not self._agree(tape, directions, found, expected):
                 raise InputError(
                     f"the {self.curvature.name} cannot be computed: recorded and repeated products "
                     f"differ by {_difference(found, expected):.1e} ({failure})"
                 )
         else:
-            if not self._agree(found, expected):
+            if not self._agree(tape, directions, found, expected):
                 self._warn_of(found, expected)
                 return None, saved.total
             if self.wanted == "auto" and seconds(lambda: tape(directions), self.device) > slow:
@@ -297,7 +325,7 @@ class Products:
         """About how many bytes a batch would keep, from some of its rows where rows are many."""
         inputs, targets = batch
         rows, parts = len(targets), 1
-        if self.function.separable and rows >= 64:
+        if self.function.separable and rows >= 2 * FEWEST_ROWS:
             parts = 8
             batch = cut_rows(inputs, slice(rows // parts), rows), targets[: rows // parts]
         try:
@@ -315,16 +343,18 @@ class Products:
                 raise
             return 0.0  # the error is explained where products are tried
 
-    def _decide_recomputed(self, size: float, directions: Directions) -> None:
-        """Forward or reverse, on halves of large batches or, if memory needs it, smaller pieces."""
+    def _cut(self, size: float, rows: int, free: int) -> float:
+        """Cut large batches into pieces; the bytes that one of them needs."""
+        pieces = max(min(size / self._piece, PIECES), 4 * size / max(free, 1))
+        if not self.function.separable or pieces <= 1:
+            return size
+        cut = min(rows, max(math.ceil(rows / pieces), FEWEST_ROWS))
+        self.function.rows = min(cut, self.function.rows or cut)
+        return size * cut / rows
+
+    def _decide_recomputed(self, directions: Directions) -> None:
+        """Forward or reverse, whichever is faster."""
         index, _, batch = next(self.function.pieces())
-        rows = len(batch[1])
-        if self.function.separable and rows >= 2 * BLOCK and size > SMALL:
-            pieces = 2
-            while size / pieces > free_memory(self.device) // 4 and rows // (2 * pieces) >= BLOCK:
-                pieces *= 2
-            self.function.rows = min(-(-rows // pieces), self.function.rows or rows)
-            index, _, batch = next(self.function.pieces())
         found: dict[str, Directions] = {}
         times = {"forward": float("inf"), "reverse": float("inf")}
         failure = ""
@@ -342,7 +372,9 @@ class Products:
                 f"the {self.curvature.name} cannot be computed: an operation of the model or the "
                 f"loss has no second derivative ({failure})"
             )
-        if len(found) == 2 and not self._agree(found["forward"], found["reverse"]):
+        if len(found) == 2 and not self._agree(
+            self._unkept(batch, index), directions, found["reverse"], found["forward"]
+        ):
             self._warn_of(found["forward"], found["reverse"])
         insisted = {"tape": "forward", "graph": "reverse"}.get(self.wanted)
         if self.forward_is_wrong:
@@ -380,7 +412,7 @@ class Products:
         except Exception as error:  # whatever the compiler raises
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         else:
-            if self._agree(found, expected):
+            if self._agree(tape, directions, found, expected):
                 return
             reason = f"its result differs by {_difference(found, expected):.1e}"
         tape.run = eager
@@ -395,11 +427,14 @@ class Products:
 
         Convolutions gain nothing from blocks, matrix products do.
         """
-        self.block_decided = True
+        self.blocks[columns.shape[1]] = []
         if self.wanted == "recompute" or self.compiled:
             return
         tapes = [tape for _, tape in self.kept if isinstance(tape, Tape)]
-        if any(t.has_convolutions for t in tapes) or BLOCK * self.kept_bytes > self.budget:
+        if (
+            any(t.has_convolutions for t in tapes)
+            or columns.shape[1] * self.kept_bytes > self.budget
+        ):
             return
         directions = self._directions(columns.T)
         singles = [[t.clone() for t in self._directions(c)] for c in columns.unbind(1)]
@@ -413,10 +448,10 @@ class Products:
                 raise
             return
         expected = [torch.stack(ts) for ts in zip(*map(tapes[0], singles), strict=True)]
-        if not self._agree(found, expected):
+        if not self._agree(blocks[0], directions, found, expected):
             return
 
-        self.blocks = blocks
+        self.blocks[columns.shape[1]] = blocks
         if self.wanted == "tape":  # no clock decides, so that results repeat bit by bit
             return
 
@@ -424,12 +459,25 @@ class Products:
             for column in columns.unbind(1):
                 self._one(column)
 
-        together = min(seconds(lambda: self._block(columns), self.device) for _ in range(3))
+        out = columns.new_empty(columns.shape[1], columns.shape[0])
+        together = min(seconds(lambda: self._block(columns, out), self.device) for _ in range(3))
         if together > min(seconds(one_by_one, self.device) for _ in range(2)):
-            self.blocks = None
+            self.blocks[columns.shape[1]] = []
 
-    def _agree(self, found: Directions, expected: Directions) -> bool:
-        return _difference(found, expected) <= self.precision**0.5
+    def _agree(
+        self, product: LinearMap, directions: Directions, found: Directions, expected: Directions
+    ) -> bool:
+        """Whether `found`, which is product(directions), is as expected, up to rounding.
+
+        A product that is much smaller than the terms it sums, as at a minimum, may have few right
+        digits. Directions times a number that is no power of two round otherwise: that shows it.
+        """
+        difference = _difference(found, expected)
+        if difference <= self.precision**0.5:
+            return True
+        scaled = product([SCALE * direction for direction in directions])
+        noise = _difference([tensor / SCALE for tensor in scaled], found)
+        return difference <= ROUNDING * noise
 
     # -- vectors -------------------------------------------------------------------------------
 
@@ -451,7 +499,7 @@ class Products:
 
     def _finite(self, result: Tensor, directions: Directions) -> Tensor:
         """The result itself; an error in words where it is not finite."""
-        if bool(torch.isfinite(result.sum())) or bool(torch.isfinite(result).all()):
+        if is_finite(result):
             return result
         for number, (_, product) in enumerate(self._maps()):
             parts = dict(zip(self.parameters, product(directions), strict=True))

@@ -180,6 +180,8 @@ class _Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if any(w not in self.slots for w in written):
             raise TapeError(f"{func} writes into a tensor that does not depend on the input")
+        if func in _SHAPE_ONLY:
+            return func(*args, **kwargs)  # not a step: nothing has to be kept for it
         if func in (aten._local_scalar_dense.default, aten.equal.default):
             raise TapeError("a number was taken from a tensor that depends on the input")
         out = func(*args, **kwargs)
@@ -290,7 +292,7 @@ def _simplified(
         else:
             steps.append(step)
     outputs = [resolved(o) for o in outputs]
-    steps = _reshaped(_needed(steps, outputs), recorder)
+    steps = _shared(_reshaped(_needed(steps, outputs), recorder))
     return steps, _fused(_rewritten(steps), recorder, outputs), inputs, outputs
 
 
@@ -311,7 +313,6 @@ def _broadcasts_later(slot: _Slot, recorder: _Recorder, smaller: set[_Slot]) -> 
             for other in user.arguments
         )
         for user in users
-        if user.call not in _SHAPE_ONLY
     )
 
 
@@ -335,6 +336,26 @@ def _reshaped(steps: list[_Step], recorder: _Recorder) -> list[_Step]:
             step = replace(step, call=torch.reshape)
         result.append(step)
     return result
+
+
+def _shared(steps: list[_Step]) -> list[_Step]:
+    """One tensor in place of equal ones, as layer normalisation and attention keep many."""
+    known: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+    shared: dict[int, Tensor] = {}
+
+    def one_of(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            return value
+        if id(value) not in shared:
+            layout = value.shape, value.stride(), value.dtype, value.device
+            alike = known[(*layout, float(value.sum()))] if value.numel() else [value]
+            same = (a for a in alike if torch.equal(a, value))
+            shared[id(value)] = next(same, value)
+            if shared[id(value)] is value:
+                alike.append(value)
+        return shared[id(value)]
+
+    return [replace(step, arguments=[one_of(a) for a in step.arguments]) for step in steps]
 
 
 def _rewritten(steps: list[_Step]) -> list[_Step]:
