@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class MeasurementWarning(UserWarning):
     """A measurement went on in another way than asked, and its message says how and why."""
+
+
+class NotApplicableError(InputError):
+    """A measure has no meaning for this network or loss; the message says why."""

@@ -2,51 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from planimeter.curvature import frobenius_norm, top_eigenvalues, trace
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
+from planimeter.flatness.definition import Measure
 from planimeter.flatness.keskar import keskar_sharpness
 from planimeter.landscape import LossLandscape
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number that says how flat a minimum is.
-
-    Arguments:
-        name: registry name.
-        label: how figures write it.
-        symbol: how narrow tables write it.
-        formula: in plain text.
-        reference: where it comes from.
-        orientation: "sharpness" (larger is sharper) or "flatness".
-        invariant_to: claimed invariances: "layer", "neuron"; empty for none.
-        compute: landscape and keyword settings (`seed` and `progress` among them) to an `Estimate`.
-        function: what `compute` calls, whose documentation explains the settings.
-    """
-
-    name: str
-    label: str
-    symbol: str
-    formula: str
-    reference: str
-    orientation: str
-    invariant_to: frozenset[str]
-    compute: Callable[..., Estimate]
-    function: Callable[..., Any]
-
-    @property
-    def settings(self) -> list[str]:
-        """Names of the settings that `compute` takes, the keywords of `function`."""
-        keywords = inspect.signature(self.function).parameters.values()
-        return [p.name for p in keywords if p.kind is p.KEYWORD_ONLY and p.name != "progress"]
 
 
 def _top_eigenvalue(landscape: LossLandscape, **settings: Any) -> Estimate:

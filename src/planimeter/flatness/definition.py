@@ -1,0 +1,43 @@
+"""What a flatness measure is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from planimeter.estimate import Estimate
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that says how flat a minimum is.
+
+    Arguments:
+        name: registry name.
+        label: how figures write it.
+        symbol: how narrow tables write it.
+        formula: in plain text.
+        reference: where it comes from.
+        orientation: "sharpness" (larger is sharper) or "flatness".
+        invariant_to: claimed invariances: "layer", "neuron"; empty for none.
+        compute: landscape and keyword settings (`seed` and `progress` among them) to an `Estimate`.
+        function: what `compute` calls, whose documentation explains the settings.
+    """
+
+    name: str
+    label: str
+    symbol: str
+    formula: str
+    reference: str
+    orientation: str
+    invariant_to: frozenset[str]
+    compute: Callable[..., Estimate]
+    function: Callable[..., Any]
+
+    @property
+    def settings(self) -> list[str]:
+        """Names of the settings that `compute` takes, the keywords of `function`."""
+        keywords = inspect.signature(self.function).parameters.values()
+        return [p.name for p in keywords if p.kind is p.KEYWORD_ONLY and p.name != "progress"]
