@@ -67,7 +67,7 @@ grid:
   repetitions: 3
 measures:
   trace: {probes: 5}
-  keskar_sharpness: {epochs: 3}
+  keskar_sharpness: {method: sgd, epochs: 3}
 prior: {particles: 50, runs: 2}
 statistics: {bootstrap: 100}
 figures: [log_prior, trace, keskar_sharpness]

@@ -10,17 +10,20 @@ def test_every_measure_describes_itself():
         assert m.name == name
         assert m.formula
         assert m.reference
-        assert m.orientation in {"sharpness", "flatness"}
+        assert m.orientation in {"sharpness", "flatness", "none"}
 
 
 def test_measures_agree_with_the_dense_hessian(small_landscape):
     dense = small_landscape.hessian().dense()
-    results = measure(small_landscape)
-    assert set(results) == set(MEASURES)
+    missing = {}
+    results = measure(small_landscape, refused=missing.__setitem__)
+    assert list(results) == [name for name in MEASURES if name not in missing]
+    assert len(results) > 0.8 * len(MEASURES)
     top = float(torch.linalg.eigvalsh(dense)[-1])
     assert results["top_eigenvalue"].value == pytest.approx(top, rel=1e-4)
-    assert results["trace"].value == pytest.approx(float(dense.trace()), rel=1e-10)
-    assert results["frobenius_norm"].value == pytest.approx(float(dense.norm()), rel=1e-10)
+    for name, exact in (("trace", dense.trace()), ("frobenius_norm", dense.norm())):
+        found = results[name]
+        assert abs(found.value - float(exact)) <= 3 * found.stderr + 1e-9
 
 
 def test_settings_reach_the_measure(small_landscape):
@@ -29,5 +32,7 @@ def test_settings_reach_the_measure(small_landscape):
 
 
 def test_an_unknown_name_is_refused(small_landscape):
-    with pytest.raises(InputError, match="no measure 'tracee'"):
+    with pytest.raises(InputError, match="no measure 'tracee'; did you mean trace"):
         measure(small_landscape, ["tracee"])
+    with pytest.raises(InputError, match="no measure 'qqq'; there are spectral_norm"):
+        measure(small_landscape, ["qqq"])

@@ -1,7 +1,25 @@
 """The flatness measures, one family a file, and their registry."""
 
+from planimeter.flatness.adaptive import average_sharpness, worst_case_sharpness
 from planimeter.flatness.definition import Measure
 from planimeter.flatness.keskar import KeskarSharpness, keskar_sharpness
+from planimeter.flatness.over_rescalings import minimum_sharpness, normalized_flat_minima
 from planimeter.flatness.registry import MEASURES, measure
+from planimeter.flatness.relative import relative_flatness, relative_flatness_by_layer
+from planimeter.flatness.riemannian import rangamani, rangamani_trace
 
-__all__ = ["MEASURES", "KeskarSharpness", "Measure", "keskar_sharpness", "measure"]
+__all__ = [
+    "MEASURES",
+    "KeskarSharpness",
+    "Measure",
+    "average_sharpness",
+    "keskar_sharpness",
+    "measure",
+    "minimum_sharpness",
+    "normalized_flat_minima",
+    "rangamani",
+    "rangamani_trace",
+    "relative_flatness",
+    "relative_flatness_by_layer",
+    "worst_case_sharpness",
+]

@@ -37,7 +37,16 @@ class Measure:
     function: Callable[..., Any]
 
     @property
-    def settings(self) -> list[str]:
-        """Names of the settings that `compute` takes, the keywords of `function`."""
+    def settings(self) -> dict[str, Any]:
+        """The settings that `compute` takes, the keywords of `function`, and their defaults."""
         keywords = inspect.signature(self.function).parameters.values()
-        return [p.name for p in keywords if p.kind is p.KEYWORD_ONLY and p.name != "progress"]
+        return {
+            p.name: p.default
+            for p in keywords
+            if p.kind is p.KEYWORD_ONLY and p.name not in ("progress", *self._fixed)
+        }
+
+    @property
+    def _fixed(self) -> dict[str, Any]:
+        """Settings that make this measure out of a function for several."""
+        return getattr(self.compute, "keywords", {})

@@ -2,92 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from planimeter.curvature import frobenius_norm, top_eigenvalues, trace
-from planimeter.errors import InputError
+from planimeter.errors import InputError, MeasurementWarning, NotApplicableError
 from planimeter.estimate import Estimate
+from planimeter.flatness import adaptive, hessian, keskar, over_rescalings, relative, riemannian
 from planimeter.flatness.definition import Measure
-from planimeter.flatness.keskar import keskar_sharpness
+from planimeter.flatness.shared import sharing
 from planimeter.landscape import LossLandscape
-
-
-def _top_eigenvalue(landscape: LossLandscape, **settings: Any) -> Estimate:
-    pairs = top_eigenvalues(landscape.hessian(), 1, **settings)
-    return Estimate(
-        float(pairs.values[0]),
-        0.0,
-        f"Lanczos, residual {float(pairs.residuals[0]):.1e}",
-        pairs.products,
-        bool(pairs.converged[0]),
-    )
-
-
-def _trace(landscape: LossLandscape, **settings: Any) -> Estimate:
-    return trace(landscape.hessian(), **settings)
-
-
-def _frobenius_norm(landscape: LossLandscape, **settings: Any) -> Estimate:
-    return frobenius_norm(landscape.hessian(), **settings)
-
-
-def _keskar_sharpness(landscape: LossLandscape, **settings: Any) -> Estimate:
-    return keskar_sharpness(landscape, **settings).as_estimate()
-
 
 MEASURES: dict[str, Measure] = {
     m.name: m
-    for m in (
-        Measure(
-            "top_eigenvalue",
-            "λ_max of the Hessian",
-            "λ_max",
-            "max_v v'Hv / v'v",
-            "granziol2020; zhang2021 Section 2",
-            "sharpness",
-            frozenset(),
-            _top_eigenvalue,
-            top_eigenvalues,
-        ),
-        Measure(
-            "trace",
-            "trace of the Hessian",
-            "trace",
-            "tr H",
-            "granziol2020",
-            "sharpness",
-            frozenset(),
-            _trace,
-            trace,
-        ),
-        Measure(
-            "frobenius_norm",
-            "Frobenius norm of the Hessian",
-            "‖H‖_F",
-            "(tr H²)^(1/2)",
-            "granziol2020",
-            "sharpness",
-            frozenset(),
-            _frobenius_norm,
-            frobenius_norm,
-        ),
-        Measure(
-            "keskar_sharpness",
-            "Keskar sharpness (%)",
-            "sharpness",
-            "max over the box |θ'-θ| ≤ ζ(|θ|+1) of 100 (L(θ') - L(θ)) / (1 + L(θ))",
-            "Keskar et al. 2016; zhang2021 Definition 2.1",
-            "sharpness",
-            frozenset(),
-            _keskar_sharpness,
-            keskar_sharpness,
-        ),
-    )
+    for family in (hessian, keskar, riemannian, relative, over_rescalings, adaptive)
+    for m in family.MEASURES
 }
+
+# What other measures can be read off goes first.
+_FIRST = ("effective_dimension", "numerical_rank", "log_product_top_k")
 
 
 def measure(
@@ -97,8 +34,11 @@ def measure(
     settings: dict[str, dict[str, Any]] | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+    refused: Callable[[str, str], None] | None = None,
 ) -> dict[str, Estimate]:
     """Several flatness measures of one landscape, each with its error.
+
+    Eigenpairs, densities and what products have in common are computed once for all of them.
 
     Arguments:
         landscape: where to measure.
@@ -106,24 +46,48 @@ def measure(
         settings: keyword settings of individual measures, by name.
         seed: of every measure that draws random numbers, where `settings` gives none.
         progress: called with the name of the measure that runs, its steps done and their number.
+        refused: called with the name of a measure that does not apply to the network or loss, and
+            why; None for a warning. The others still run.
 
     Raises:
-        InputError: a name is not in the registry.
+        InputError: a name is not in the registry; the nearest ones are suggested.
+        NotApplicableError: only one measure is asked for, and it does not apply.
     """
     chosen = list(MEASURES if names is None else names)
-    for name in chosen:
+    for name in [*chosen, *(settings or {})]:
         if name not in MEASURES:
-            raise InputError(f"no measure {name!r}; there are {', '.join(MEASURES)}")
-    results = {}
-    for name in chosen:
-        options = {"seed": seed} | (settings or {}).get(name, {})
-        options["progress"] = partial(progress, name)
-        started = time.perf_counter()
-        results[name] = replace(
-            MEASURES[name].compute(landscape, **options),
-            seed=options["seed"],
-            dtype=str(landscape.dtype).removeprefix("torch."),
-            device=str(landscape.device),
-            seconds=time.perf_counter() - started,
-        )
-    return results
+            near = difflib.get_close_matches(name, MEASURES, cutoff=0.5)
+            raise InputError(
+                f"no measure {name!r}; "
+                + (f"did you mean {' or '.join(near)}?" if near else f"there are {_all()}")
+            )
+    results: dict[str, Estimate] = {}
+    with sharing():
+        for name in sorted(chosen, key=lambda n: not n.endswith(_FIRST)):
+            options = {"seed": seed} | (settings or {}).get(name, {})
+            options["progress"] = partial(progress, name)
+            started = time.perf_counter()
+            try:
+                found = MEASURES[name].compute(landscape, **options)
+            except NotApplicableError as error:
+                if len(chosen) == 1:
+                    raise
+                if refused is not None:
+                    refused(name, str(error))
+                else:
+                    warnings.warn(
+                        f"{name} does not apply: {error}", MeasurementWarning, stacklevel=2
+                    )
+                continue
+            results[name] = replace(
+                found,
+                seed=options["seed"],
+                dtype=str(landscape.dtype).removeprefix("torch."),
+                device=str(landscape.device),
+                seconds=time.perf_counter() - started,
+            )
+    return {name: results[name] for name in chosen if name in results}
+
+
+def _all() -> str:
+    return ", ".join(MEASURES)

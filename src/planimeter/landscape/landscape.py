@@ -31,7 +31,7 @@ from planimeter.operators.batches import (
     Parameters,
     cut_rows,
     flatten,
-    gradient,
+    loss_and_gradient,
     mean_loss,
     refuse_inference_mode,
     unflatten,
@@ -155,8 +155,12 @@ class LossLandscape:
 
     def gradient(self) -> Float[Tensor, " P"]:
         """The gradient of L at theta, flat, float64; zeros where the loss uses no parameter."""
+        return self.loss_and_gradient()[1]
+
+    def loss_and_gradient(self) -> tuple[float, Float[Tensor, " P"]]:
+        """Both, from one pass over the data."""
         with self.mode():
-            return gradient(self.function, self.parameters)
+            return loss_and_gradient(self.function, self.parameters)
 
     def hessian(self) -> CurvatureOperator:
         r"""The Hessian :math:`\nabla^2 L(\theta)` as a matrix-free operator."""
@@ -260,7 +264,7 @@ class LossLandscape:
         """The gradient at `theta` of the loss of one batch, for stochastic ascent and descent."""
         one = BatchedLoss(self.forward, self.loss_function, lambda: iter([batch]))
         with self.mode():
-            return gradient(one, unflatten(theta, self.parameters))
+            return loss_and_gradient(one, unflatten(theta, self.parameters))[1]
 
     def forward(self, parameters: Parameters, inputs: Inputs) -> Tensor:
         """The model's outputs at given parameters, in whatever mode the model is in."""

@@ -118,24 +118,27 @@ def mean_loss(function: BatchedLoss, parameters: Parameters) -> float:
     return result
 
 
-def gradient(function: BatchedLoss, parameters: Parameters) -> Float[Tensor, " P"]:
-    """The gradient of L, flat; parameters that the loss does not use give zeros."""
+def loss_and_gradient(
+    function: BatchedLoss, parameters: Parameters
+) -> tuple[float, Float[Tensor, " P"]]:
+    """L and its gradient, flat; parameters that the loss does not use give zeros."""
 
     refuse_inference_mode()
 
-    def compute() -> Tensor:
+    def compute() -> tuple[float, Tensor]:
         leaves = as_leaves(parameters)
-        total, rows = None, 0.0
+        total, loss, rows = None, 0.0, 0.0
         with torch.enable_grad():  # also for a caller inside torch.no_grad()
             for index, weight, batch in function.pieces():
                 value = function.batch_loss(leaves, batch, index)
                 own = weight * flatten(derivatives(value, leaves))
                 total, rows = own if total is None else total + own, rows + weight
+                loss += weight * float(value.detach())
         if total is None:
             raise InputError("the data has no batches")
-        return total / rows
+        return loss / rows, total / rows
 
-    result: Tensor = function.surviving(compute)
+    result: tuple[float, Tensor] = function.surviving(compute)
     return result
 
 

@@ -136,9 +136,12 @@ class Study(_Spec):
         for name, settings in self.measures.items():
             _one_of("measure", name, MEASURES, self)
             for setting, value in settings.items():
-                _one_of(f"setting of {name}", setting, MEASURES[name].settings, self)
-                if not isinstance(value, int | float):
-                    raise ValueError(f"{name}.{setting} must be a number, got {value!r}")
+                known = MEASURES[name].settings
+                _one_of(f"setting of {name}", setting, known, self)
+                word = isinstance(known[setting], str)
+                if not isinstance(value, str if word else int | float):
+                    kind = "a word" if word else "a number"
+                    raise ValueError(f"{name}.{setting} must be {kind}, got {value!r}")
         for name in self.figures:
             _one_of("figure quantity", name, ["log_prior", *self.measures], self)
         return self
