@@ -18,73 +18,22 @@ from jaxtyping import Int
 from torch import Tensor, fx, nn
 
 from planimeter.errors import InputError
+from planimeter.symmetry.operations import (
+    CONVOLUTIONS,
+    ENTRYWISE,
+    MOVING,
+    PADDING,
+    POOLING,
+    REDUCING,
+    RESHAPING,
+    SUMS,
+    TRANSPOSED,
+    arguments,
+    described,
+)
 from planimeter.symmetry.tracing import Trace
 from planimeter.symmetry.units import ZERO, Units, compressed
 
-ENTRYWISE = frozenset(
-    [
-        "relu",
-        "leaky_relu",
-        "prelu",
-        "abs",
-        "neg",
-        "positive",
-        "clone",
-        "contiguous",
-        "detach",
-        "alias",
-        "lift_fresh_copy",
-    ]
-)
-"""Operations on single entries that are positively homogeneous."""
-MOVING = frozenset(
-    [
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "flatten",
-        "unflatten",
-        "ravel",
-        "squeeze",
-        "unsqueeze",
-        "permute",
-        "transpose",
-        "t",
-        "numpy_T",
-        "movedim",
-        "swapaxes",
-        "expand",
-        "expand_as",
-        "repeat",
-        "tile",
-        "cat",
-        "concat",
-        "stack",
-        "slice",
-        "select",
-        "narrow",
-        "chunk",
-        "split",
-        "split_with_sizes",
-        "unbind",
-        "tensor_split",
-        "flip",
-        "roll",
-        "pad",
-        "constant_pad_nd",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-    ]
-)
-"""Operations that only move entries, repeat them or add zeros."""
-PADDING = ("pad", "constant_pad_nd")
-POOLING = ("max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "upsample_")
-"""Beginnings of the names of those that mix entries of the last dimensions."""
-REDUCING = frozenset(["mean", "sum", "amax", "amin", "max", "min"])
-SUMS = frozenset(["add", "sub", "maximum", "minimum"])
-CONVOLUTIONS = frozenset(["conv1d", "conv2d", "conv3d", "convolution"])
-TRANSPOSED = frozenset(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"])
 LARGEST_ADDED = 2**16
 """A parameter with more entries than that is not followed when it is added."""
 
@@ -160,14 +109,16 @@ class Flow:
         name = node.target._schema.name.removeprefix("aten::")
         if name.startswith("_assert"):
             return None
-        given = _arguments(node)
+        given = arguments(node)
         name = name if name.startswith("_") else name.rstrip("_")
         handed_on = self._handed_on(node, name, given)
         if handed_on is not None:
             return handed_on
         self._refuse_lost_zeros(node)
         result = None
-        if name in SUMS:
+        if self._first(given) is None:
+            pass
+        elif name in SUMS:
             result = self._sum(node, given)
         elif name in ("mul", "div"):
             result = self._product(node, name, given)
@@ -183,11 +134,10 @@ class Flow:
 
     def _handed_on(self, node: fx.Node, name: str, given: dict[str, Any]) -> Any:
         """The units of a homogeneous operation's result; None if it is none."""
-        operand = next(iter(given.values()), None)
-        first = self._values.get(operand) if isinstance(operand, fx.Node) else None
         if name in MOVING:
             return self._moved(node, name, given)
-        if not isinstance(first, Tensor):
+        first = self._first(given)
+        if first is None:
             return None
         if name in ENTRYWISE:
             return first
@@ -218,9 +168,12 @@ class Flow:
         as_numbers = {n: units.double() for n, units in operands.items()}
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), as_numbers.__getitem__)
         target: Any = node.target
-        if name in ("view", "_unsafe_view"):
+        if name in RESHAPING:
             target = torch.ops.aten.reshape.default
-        moved = target(*args, **kwargs)
+        try:
+            moved = target(*args, **kwargs)
+        except (RuntimeError, TypeError):  # a variant that knows no doubles on the CPU
+            return None
         if isinstance(moved, Tensor):
             return compressed(moved.long())
         return [compressed(part.long()) for part in moved]
@@ -275,7 +228,7 @@ class Flow:
     def _linear(self, node: fx.Node, name: str, given: dict[str, Any]) -> Tensor | None:
         x, weight = list(given.values())[:2]
         inputs, parameter = self._values[x], self.trace.tensors.get(weight)
-        if parameter is None or self._values[weight].ndim != 2 or not isinstance(inputs, Tensor):
+        if parameter is None or self._values[weight].ndim != 2:
             return None
         read = self.units.together(inputs, range(inputs.ndim - 1)).reshape(-1)
         flipped = name != "linear"  # x @ W rather than x @ W.T
@@ -314,7 +267,7 @@ class Flow:
         if bias is not None:
             name = self.trace.tensors.get(bias)
             if name is None:
-                self.units.fix(written, f"{self._where(node)} has a bias that is computed")
+                self.units.fix(written, f"{described(node)} has a bias that is computed")
             else:
                 self._use(name, 1, written)
         return self._channels(node, written, channel)
@@ -331,17 +284,23 @@ class Flow:
         self._use(variance, 1, read, absorbs=True, epsilon=float(given["eps"]))
         written = self.units.new(len(read))
         if weight is None or bias is None:
-            self.units.fix(written, f"{self._where(node)} has no weight and bias to rescale")
+            self.units.fix(written, f"{described(node)} has no weight and bias to rescale")
         else:
             self._use(weight, 1, written)
             self._use(bias, 1, written)
         return self._channels(node, written, 1)
 
     def _opaque(self, node: fx.Node) -> Any:
-        reason = f"{self._where(node)} is not known to be positively homogeneous"
+        reason = f"{described(node)} is not known to be positively homogeneous"
         for units in self._operands(node):
             self.units.fix(units, reason)
         return self._constant(node, reason)
+
+    def _first(self, given: dict[str, Any]) -> Tensor | None:
+        """The units of the first operand, where that is a tensor."""
+        operand = next(iter(given.values()), None)
+        units = self._values.get(operand) if isinstance(operand, fx.Node) else None
+        return units if isinstance(units, Tensor) else None
 
     # -- helpers ------------------------------------------------------------------------------
 
@@ -391,29 +350,4 @@ class Flow:
         """Zeros that are overwritten in place would go on fitting with any factor elsewhere."""
         schema = node.target._schema  # type: ignore[union-attr]
         if schema.is_mutable and any(bool((u == ZERO).any()) for u in self._operands(node)):
-            raise InputError(f"{self._where(node)} writes into padded zeros in place")
-
-    def _where(self, node: fx.Node) -> str:
-        stack = list(node.meta.get("nn_module_stack", {}).values())
-        path, kind = stack[-1] if stack else ("", "")
-        kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-        path = str(path).partition("@")[0]
-        if kind.startswith("torch.nn.modules.") and path:
-            return f"{path!r} ({kind.rpartition('.')[2]})"
-        schema = getattr(node.target, "_schema", None)
-        name = schema.name.rpartition("::")[2] if schema else str(node.target)
-        return f"the operation {name!r}" + (f" in {path!r}" if path else "")
-
-
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an operation by name, defaults included."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    given: dict[str, Any] = {}
-    for position, argument in enumerate(schema.arguments):
-        if position < len(node.args):
-            given[argument.name] = node.args[position]
-        elif argument.name in node.kwargs:
-            given[argument.name] = node.kwargs[argument.name]
-        elif argument.has_default_value():
-            given[argument.name] = argument.default_value
-    return given
+            raise InputError(f"{described(node)} writes into padded zeros in place")

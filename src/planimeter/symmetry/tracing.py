@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -51,12 +53,20 @@ def traced(model: nn.Module, example: Inputs) -> Trace:
     logger = logging.getLogger("torch")
     level = logger.level
     try:
-        logger.setLevel(logging.CRITICAL)  # what torch logs is said in the exception again
-        with warnings.catch_warnings(), torch.random.fork_rng(), evaluation_mode(model):
+        logger.setLevel(logging.CRITICAL)  # the exception says what torch logs and prints
+        with (
+            redirect_stdout(StringIO()),
+            redirect_stderr(StringIO()),
+            warnings.catch_warnings(),
+            torch.random.fork_rng(),
+            evaluation_mode(model),
+        ):
             warnings.simplefilter("ignore")
             program = torch.export.export(model, arguments, keywords, strict=False)
     except Exception as error:  # whatever the tracer or the user's own code raises
         lines = str(error).strip().splitlines() or [""]
+        if "data-dependent" in lines[0]:
+            lines[0] = f"what it computes depends on the values of the data ({lines[0]})"
         raise InputError(
             f"the model cannot be traced, {type(error).__name__}: {lines[0]}"
         ) from error
@@ -76,7 +86,9 @@ def traced(model: nn.Module, example: Inputs) -> Trace:
         program.graph,
         tensors,
         inputs,
-        frozenset(name for name, p in model.named_parameters() if p.requires_grad),
+        frozenset(
+            name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad
+        ),
         _shared(model),
     )
 
