@@ -339,3 +339,36 @@ def test_relu_kinks_do_not_spoil_float32_products():
     exact = LossLandscape(model.double(), cross_entropy, (x.double(), y)).hessian()
     v = torch.randn(single.size, dtype=torch.float64)
     assert float((single @ v - exact @ v).norm()) < 1e-5 * float((exact @ v).norm())
+
+
+def test_another_state_replaces_parameters_and_buffers(small_data):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(6)
+    model = nn.Sequential(nn.Linear(5, 6), norm, nn.ReLU(), nn.Linear(6, 3)).double()
+    model[0].bias.requires_grad_(False)
+    landscape = LossLandscape(model, cross_entropy, small_data)
+    before = landscape.loss()
+    state = {
+        "0.bias": torch.ones(6),
+        "1.running_var": torch.full((6,), 2.0),
+        "3.weight": torch.ones(3, 6),
+    }
+    other = landscape.with_state(state)
+    model.load_state_dict({**model.state_dict(), **state})
+    fresh = LossLandscape(model, cross_entropy, small_data)
+    assert other.loss() == fresh.loss() != before
+    assert torch.equal(other.gradient(), fresh.gradient())
+    assert torch.equal(other.hessian().dense(), fresh.hessian().dense())
+    assert landscape.loss() == before
+    assert set(other.state) == set(model.state_dict())
+    assert all(other.state[n].dtype == landscape.state[n].dtype for n in state)
+
+
+def test_a_state_that_does_not_fit_is_refused(small_landscape):
+    for state, message in (
+        ({"4.weight": torch.ones(1)}, "no such tensor"),
+        ({"0.bias": torch.ones(5)}, r"'0.bias' of shape \(5,\), the model one of shape \(6,\)"),
+        ({"0.bias": torch.full((6,), torch.nan)}, "not finite"),
+    ):
+        with pytest.raises(InputError, match=message):
+            small_landscape.with_state(state)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -145,6 +146,38 @@ class LossLandscape:
             )
         other = copy.copy(self)
         other.parameters = unflatten(theta.detach().to(self.device), self.parameters)
+        other._operators = {}
+        return other
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, as the landscape has them; not to be changed in place."""
+        return {**self._fixed, **self.parameters}
+
+    def with_state(self, state: Mapping[str, Tensor]) -> LossLandscape:
+        """The same landscape with other parameters and buffers; those not named are kept.
+
+        Arguments:
+            state: new tensors by name, of the shapes of the old ones.
+
+        Raises:
+            InputError: the model has no such tensor, it is of another shape, or not finite.
+        """
+        refuse_inference_mode()
+        changed: Parameters = {}
+        for name, value in state.items():
+            old = self.state.get(name)
+            if old is None or old.shape != value.shape:
+                has = "no such tensor" if old is None else f"one of shape {tuple(old.shape)}"
+                raise InputError(
+                    f"the state has {name!r} of shape {tuple(value.shape)}, the model {has}"
+                )
+            changed[name] = value.detach().to(old, copy=True)
+        refuse_non_finite({n: v for n, v in changed.items() if v.is_floating_point()})
+        other = copy.copy(self)
+        other.parameters = {n: changed.get(n, p) for n, p in self.parameters.items()}
+        other._fixed = {n: changed.get(n, b) for n, b in self._fixed.items()}
+        other.function = replace(self.function, forward=other.forward)
         other._operators = {}
         return other
 

@@ -1,0 +1,103 @@
+"""The graph of a network's operations in evaluation mode, and where its parameters enter."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import InputKind
+
+from planimeter.errors import InputError
+from planimeter.landscape import evaluation_mode
+from planimeter.operators.batches import Inputs
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A network as a graph of ATen operations.
+
+    Arguments:
+        graph: its nodes, in order; placeholders are parameters, buffers and inputs.
+        tensors: which placeholder is which parameter or buffer.
+        inputs: which placeholder is which input, for reasons in words.
+        trainable: names of the parameters that require a gradient.
+        shared: names of parameters and buffers whose memory another one uses too.
+    """
+
+    graph: fx.Graph
+    tensors: dict[fx.Node, str]
+    inputs: dict[fx.Node, str]
+    trainable: frozenset[str]
+    shared: frozenset[str]
+
+
+def traced(model: nn.Module, example: Inputs) -> Trace:
+    """The operations of a model on an example; the model is left as it was.
+
+    Raises:
+        InputError: the model cannot be traced; the message says why.
+    """
+    arguments: tuple[Any, ...] = ()
+    keywords: dict[str, Any] = {}
+    if isinstance(example, dict):
+        keywords = example
+    else:
+        arguments = tuple(example) if isinstance(example, tuple | list) else (example,)
+    logger = logging.getLogger("torch")
+    level = logger.level
+    try:
+        logger.setLevel(logging.CRITICAL)  # the exception says what torch logs and prints
+        with (
+            redirect_stdout(StringIO()),
+            redirect_stderr(StringIO()),
+            warnings.catch_warnings(),
+            torch.random.fork_rng(),
+            evaluation_mode(model),
+        ):
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, arguments, keywords, strict=False)
+    except Exception as error:  # whatever the tracer or the user's own code raises
+        lines = str(error).strip().splitlines() or [""]
+        if "data-dependent" in lines[0]:
+            lines[0] = f"what it computes depends on the values of the data ({lines[0]})"
+        raise InputError(
+            f"the model cannot be traced, {type(error).__name__}: {lines[0]}"
+        ) from error
+    finally:
+        logger.setLevel(level)
+    kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    tensors, inputs = {}, {}
+    for node in program.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        spec = kinds[node.name]
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            tensors[node] = str(spec.target)
+        elif spec.kind is InputKind.USER_INPUT:
+            inputs[node] = node.name
+    return Trace(
+        program.graph,
+        tensors,
+        inputs,
+        frozenset(
+            name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad
+        ),
+        _shared(model),
+    )
+
+
+def _shared(model: nn.Module) -> frozenset[str]:
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    memory = {name: t.untyped_storage().data_ptr() for name, t in named if t.numel()}
+    users = Counter(memory.values())
+    return frozenset(name for name, pointer in memory.items() if users[pointer] > 1)
