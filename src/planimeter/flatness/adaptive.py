@@ -340,6 +340,7 @@ MEASURES = (
             _ADAPTIVE if adaptive else frozenset(),
             partial(worst_case_sharpness, adaptive=adaptive, norm=norm),
             worst_case_sharpness,
+            {"batches": 4},
         )
         for prefix, adaptive in (("adaptive", True), ("standard", False))
         for norm, suffix in (("linf", ""), ("l2", "l2"))
@@ -355,6 +356,7 @@ MEASURES = (
             _ADAPTIVE if adaptive else frozenset(),
             partial(average_sharpness, adaptive=adaptive),
             average_sharpness,
+            {"draws": 10},
         )
         for prefix, adaptive in (("adaptive", True), ("standard", False))
     )
@@ -380,6 +382,7 @@ MEASURES = (
             _ADAPTIVE,
             adaptive_trace,
             adaptive_trace,
+            {"probes": 30},
         ),
     )
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from planimeter.estimate import Estimate
@@ -24,6 +24,7 @@ class Measure:
         invariant_to: claimed invariances: "layer", "neuron"; empty for none.
         compute: landscape and keyword settings (`seed` and `progress` among them) to an `Estimate`.
         function: what `compute` calls, whose documentation explains the settings.
+        quick: settings under which a comparison of several points stays affordable.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Measure:
     invariant_to: frozenset[str]
     compute: Callable[..., Estimate]
     function: Callable[..., Any]
+    quick: dict[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -291,17 +291,20 @@ def _first(pairs: Eigenpairs) -> Estimate:
     )
 
 
+_PLAIN = {"seed", "progress"}
+
+
 def _trace(landscape: LossLandscape, matrix: str = "hessian", **settings: Any) -> Estimate:
     """From the density where another measure has computed it, else from probes of its own."""
     known = recalled(landscape, "density", matrix)
-    if isinstance(known, SpectralDensity) and not set(settings) - {"seed", "progress"}:
+    if isinstance(known, SpectralDensity) and not set(settings) - _PLAIN:
         return known.trace()
     return trace(matrix_of(landscape, matrix), **settings)
 
 
 def _frobenius_norm(landscape: LossLandscape, matrix: str = "hessian", **settings: Any) -> Estimate:
     known = recalled(landscape, "density", matrix)
-    if isinstance(known, SpectralDensity) and not set(settings) - {"seed", "progress"}:
+    if isinstance(known, SpectralDensity) and not set(settings) - _PLAIN:
         return known.frobenius_norm()
     return frobenius_norm(matrix_of(landscape, matrix), **settings)
 
@@ -346,6 +349,9 @@ _TABLE: tuple[tuple[str, str, str, str, str, Callable[..., Estimate], Callable[.
     ),
 )  # fmt: skip
 
+_FEW = {"k": 10, "probes": 4, "steps": 15}
+_QUICK = {"log_product_top_k": {"k": 10}, "effective_dimension": _FEW, "numerical_rank": _FEW}
+
 MEASURES = tuple(
     Measure(
         prefix + name,
@@ -357,6 +363,7 @@ MEASURES = tuple(
         frozenset(("layer", "neuron")) if name == "rank_bound" else frozenset(),
         partial(compute, matrix=matrix),
         function,
+        _QUICK.get(name, {}),
     )
     for matrix, prefix, long, letter in (
         ("hessian", "", "Hessian", "H"),

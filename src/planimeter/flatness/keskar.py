@@ -286,5 +286,6 @@ MEASURES = (
         frozenset(),
         _estimate,
         keskar_sharpness,
+        {"steps": 10, "restarts": 0},
     ),
 )

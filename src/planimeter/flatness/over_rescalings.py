@@ -243,6 +243,7 @@ MEASURES = (
         frozenset({"layer"}),
         minimum_sharpness,
         minimum_sharpness,
+        {"probes": 30},
     ),
     Measure(
         "normalized_flat_minima",
@@ -254,5 +255,6 @@ MEASURES = (
         frozenset({"layer", "neuron"}),
         normalized_flat_minima,
         normalized_flat_minima,
+        {"probes": 30},
     ),
 )

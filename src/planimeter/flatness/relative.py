@@ -180,6 +180,7 @@ MEASURES = (
         frozenset({"layer"}),
         relative_flatness,
         relative_flatness,
+        {"probes": 30},
     ),
     Measure(
         "relative_flatness_normalised",
@@ -191,6 +192,7 @@ MEASURES = (
         frozenset({"layer", "neuron"}),
         partial(relative_flatness, normalise_features=True),
         relative_flatness,
+        {"probes": 30},
     ),
     Measure(
         "relative_flatness_softmax_layer",

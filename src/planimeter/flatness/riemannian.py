@@ -204,5 +204,6 @@ MEASURES = (
         frozenset({"layer"}),
         rangamani_trace,
         rangamani_trace,
+        {"probes": 30},
     ),
 )

@@ -1,0 +1,64 @@
+"""The heat map of an audit: how much each measure changes where the function does not."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from planimeter.flatness import MEASURES
+from planimeter.symmetry.audit import CLAIMED, INVARIANT, UNCLEAR, Audit
+
+_FLOOR, _CEILING = 1e-6, 1e6
+
+
+def audit_figure(audit: Audit, title: str) -> Figure:
+    """Measures by rescalings; the colour is the size of the relative change."""
+    kinds, names = list(audit.changes), list(audit.values)
+    sizes = np.full((len(names), len(kinds)), np.nan)
+    for column, kind in enumerate(kinds):
+        for row, name in enumerate(names):
+            change = audit.changes[kind].get(name)
+            if change is not None:
+                sizes[row, column] = min(max(abs(change.relative), _FLOOR), _CEILING)
+    figure = Figure(figsize=(3.6 + 1.15 * len(kinds), 1.4 + 0.27 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(np.log10(sizes), cmap="cividis", vmin=-4, vmax=2, aspect="auto")
+    axes.set_xticks(range(len(kinds)), kinds)
+    axes.set_yticks(range(len(names)), [MEASURES[name].symbol for name in names], fontsize=8)
+    axes.tick_params(length=0)
+    axes.xaxis.tick_top()
+    for column, kind in enumerate(kinds):
+        for row, name in enumerate(names):
+            change = audit.changes[kind].get(name)
+            if change is None:
+                continue
+            mark = {INVARIANT: "=", UNCLEAR: "?", CLAIMED: "!"}.get(change.verdict, "")
+            dark = math.log10(sizes[row, column]) < -1
+            axes.text(
+                column, row, f"{mark} {percent(change.relative)}".strip(), ha="center", va="center",
+                fontsize=7, color="white" if dark else "black",
+            )  # fmt: skip
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, extend="both")
+    bar.set_label("relative change (log10)")
+    axes.set_title(title, fontsize=9, loc="left", pad=14)
+    return figure
+
+
+def percent(relative: float) -> str:
+    """`+12 %`, or a factor where that is shorter to read."""
+    if not math.isfinite(relative):
+        return "from 0" if relative > 0 else "not finite"
+    if abs(relative) < 5e-4:
+        return "0"
+    if -0.9 < relative < 2:
+        return f"{100 * relative:+.2g} %"
+    return f"×{1 + relative:.2g}"
+
+
+def save_audit_figure(audit: Audit, path: Path, title: str) -> None:
+    """Draw it into a file (.png, .pdf, .svg)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    audit_figure(audit, title).savefig(path, dpi=160)

@@ -1,0 +1,272 @@
+r"""The audit: which flatness measures depend on how the weights are written.
+
+Every measure is taken at the network's weights and at others that compute the same function
+(verified on the data): with every layer, and every neuron, rescaled by random factors, and with
+what BatchNorm's statistics absorb. A measure that changes says something about the weights, not
+about the function. Besides, the logits are multiplied: the same classes with another confidence,
+to which hardly any measure is blind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planimeter.errors import InputError
+from planimeter.estimate import Estimate
+from planimeter.flatness import MEASURES, measure
+from planimeter.landscape import LossLandscape
+from planimeter.symmetry.finding import find_rescalings
+from planimeter.symmetry.rescalings import Rescalings
+from planimeter.symmetry.transformed import rescaled
+
+INVARIANT, CHANGES, CLAIMED, UNCLEAR = (
+    "invariant", "changes", "claimed invariant but changes", "cannot tell",
+)  # fmt: skip
+SAME_FUNCTION = ("layer", "neuron", "batch_norm")
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of a measure when the weights were written otherwise.
+
+    Arguments:
+        value: the measure there.
+        relative: (there - here) / |here|.
+        error: standard error of `relative`.
+        verdict: "invariant", "changes", "claimed invariant but changes", or "cannot tell" where
+            the error is larger than the change that would count.
+    """
+
+    value: Estimate
+    relative: float
+    error: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Measures times rescalings.
+
+    Arguments:
+        values: every measure at the weights as they are.
+        changes: rescaling ("layer", "neuron", "batch_norm", "logits") to measure to its change.
+        names: rescaling to the names of what was rescaled.
+        absent: rescaling to the reason why the network has none of the kind.
+        refused: measure to the reason why it does not apply.
+        fixed: what in the network allows no rescaling, in words.
+        factor: the factors are random within 1/factor to factor; the logits are multiplied by it.
+        tolerance: relative changes up to this count as none.
+        seed: of factors and measures.
+    """
+
+    values: dict[str, Estimate]
+    changes: dict[str, dict[str, Change]]
+    names: dict[str, tuple[str, ...]]
+    absent: dict[str, str]
+    refused: dict[str, str]
+    fixed: tuple[str, ...]
+    factor: float
+    tolerance: float
+    seed: int
+
+    def verdict(self, name: str) -> str:
+        """Of one measure over all rescalings that leave the function as it is."""
+        found = [self.changes[kind][name].verdict for kind in self._same() if self._has(kind, name)]
+        return next((v for v in (CLAIMED, CHANGES, UNCLEAR) if v in found), INVARIANT)
+
+    def to_report(self) -> list[str]:
+        """The measures that were invariant under every rescaling that the network has."""
+        if not self._same():
+            return []
+        return [name for name in self.values if self.verdict(name) == INVARIANT]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        return {
+            "values": {name: e.as_dict() for name, e in self.values.items()},
+            "changes": {
+                kind: {
+                    name: {
+                        "value": c.value.as_dict(), "relative": c.relative, "error": c.error,
+                        "verdict": c.verdict,
+                    }
+                    for name, c in found.items()
+                }
+                for kind, found in self.changes.items()
+            },
+            "verdicts": {name: self.verdict(name) for name in self.values},
+            "rescaled": {kind: list(names) for kind, names in self.names.items()},
+            "absent": self.absent,
+            "refused": self.refused,
+            "fixed": list(self.fixed),
+            "factor": self.factor,
+            "tolerance": self.tolerance,
+            "seed": self.seed,
+        }  # fmt: skip
+
+    def _same(self) -> list[str]:
+        return [kind for kind in SAME_FUNCTION if kind in self.changes]
+
+    def _has(self, kind: str, name: str) -> bool:
+        return name in self.changes[kind]
+
+
+def audit(
+    landscape: LossLandscape,
+    names: Iterable[str] | None = None,
+    *,
+    factor: float = 3.0,
+    tolerance: float = 0.02,
+    settings: dict[str, dict[str, Any]] | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Audit:
+    """Measure a network as it is and rewritten, and say which measures noticed.
+
+    Arguments:
+        landscape: the network and its data.
+        names: registry names; None for all but those of the Gauss-Newton matrix and the bounds.
+        factor: layers and neurons are multiplied by random numbers, log-uniform within 1/factor
+            to factor (what the next layer takes back); the logits by factor.
+        tolerance: relative changes up to this count as none.
+        settings: of individual measures, on top of their quick ones.
+        seed: of factors and measures; the same for all of a measure's values.
+        progress: called with the name of what runs, its steps done and their number.
+
+    Raises:
+        InputError: factor is not above 1, tolerance not positive, or a measure is unknown.
+
+    Source: the invariances are those of rangamani2019 Section 3 and zhang2021 Appendix F.
+    """
+    if not factor > 1 or not tolerance > 0:
+        raise InputError(
+            f"factor must be above 1 and tolerance positive, got {factor} and {tolerance}"
+        )
+    chosen = list(default_names() if names is None else names)
+    refused: dict[str, str] = {}
+    quick = {
+        name: {**MEASURES[name].quick, **(settings or {}).get(name, {})}
+        for name in chosen
+        if name in MEASURES
+    }
+
+    def values_at(point: LossLandscape, where: str) -> dict[str, Estimate]:
+        return measure(
+            point,
+            [name for name in chosen if name not in refused],
+            settings=quick,
+            seed=seed,
+            progress=lambda name, done, total: progress(f"{where}: {name}", done, total),
+            refused=refused.__setitem__,
+        )
+
+    values = values_at(landscape, "as it is")
+    inputs, _ = next(iter(landscape.batches()))
+    found = find_rescalings(landscape.model, inputs)
+    written, touched, absent = _rewritten(landscape, found, factor, seed)
+    changes: dict[str, dict[str, Change]] = {}
+    for kind, rewrite in written.items():
+        there = values_at(rewrite(), kind)
+        changes[kind] = {
+            name: _change(name, kind, values[name], there[name], tolerance)
+            for name in values
+            if name in there
+        }
+    return Audit(
+        values, changes, touched, absent, refused, found.refused, factor, tolerance, seed
+    )
+
+
+def default_names() -> list[str]:
+    """The measures that an audit takes unless told otherwise."""
+    return [
+        name
+        for name in MEASURES
+        if not name.startswith("gauss_newton_") and name != "rank_bound"
+    ]
+
+
+def _rewritten(
+    landscape: LossLandscape, found: Rescalings, factor: float, seed: int
+) -> tuple[
+    dict[str, Callable[[], LossLandscape]], dict[str, tuple[str, ...]], dict[str, str]
+]:
+    """Ways to write the network, what each of them touches, and why others are missing."""
+    generator = torch.Generator().manual_seed(seed)
+    written: dict[str, Callable[[], LossLandscape]] = {}
+    touched: dict[str, tuple[str, ...]] = {}
+    absent: dict[str, str] = {}
+    why = "; ".join(found.refused[:3]) or "it has no two layers in a row"
+    for kind in SAME_FUNCTION:
+        wanted = "batch_norm" if kind == "batch_norm" else "linear"
+        part = [r for r in found if r.kind == wanted and (kind != "neuron" or r.channels > 1)]
+        if not part:
+            absent[kind] = (
+                "no layer is followed by BatchNorm" if kind == "batch_norm" else
+                f"no {kind} can be rescaled without changing the function: {why}"
+            )  # fmt: skip
+            continue
+        own = replace(found, found=tuple(part))
+        factors = (
+            own.neuron_factors(generator, factor)
+            if kind == "neuron"
+            else own.layer_factors(generator, factor)
+        )
+        touched[kind] = tuple(r.name for r in part)
+        written[kind] = partial(rescaled, landscape, own, factors)
+    louder = _with_louder_logits(landscape, factor)
+    if isinstance(louder, str):
+        absent[LOGITS] = louder
+    else:
+        written[LOGITS] = lambda: louder
+        touched[LOGITS] = ("the last layer",)
+    return written, touched, absent
+
+
+def _with_louder_logits(landscape: LossLandscape, factor: float) -> LossLandscape | str:
+    """The landscape with the outputs times a factor, or why there is none."""
+    layers = [
+        name
+        for name, module in landscape.model.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.modules.conv._ConvNd)
+    ]
+    names = [n for n in landscape.parameters if layers and n.rpartition(".")[0] == layers[-1]]
+    if not names:
+        return "the last layer has no parameters that are measured"
+    state: dict[str, Tensor] = {n: factor * landscape.parameters[n] for n in names}
+    louder = landscape.with_state(state)
+    inputs, _ = next(iter(landscape.batches()))
+    with torch.no_grad(), landscape.mode():
+        one = landscape.forward(landscape.parameters, inputs)
+        two = louder.forward(louder.parameters, inputs)
+    slack = 1e3 * torch.finfo(landscape.dtype).eps
+    if float((two - factor * one).norm()) > slack * factor * float(one.norm()):
+        return f"the outputs are not proportional to {layers[-1]!r}"
+    return louder
+
+
+def _change(name: str, kind: str, here: Estimate, there: Estimate, tolerance: float) -> Change:
+    scale = abs(here.value)
+    if scale == 0 or not math.isfinite(here.value) or not math.isfinite(there.value):
+        same = here.value == there.value
+        relative, error = (0.0, 0.0) if same else (math.inf, 0.0)
+    else:
+        relative = (there.value - here.value) / scale
+        error = math.hypot(there.stderr, here.stderr * there.value / here.value) / scale
+    # What BatchNorm absorbs is the rescaling of a layer.
+    claimed = ("layer" if kind == "batch_norm" else kind) in MEASURES[name].invariant_to
+    if abs(relative) <= max(tolerance, 2 * error) and 2 * error <= max(tolerance, 0.25):
+        verdict = INVARIANT
+    elif abs(relative) <= 3 * error:
+        verdict = UNCLEAR
+    else:
+        verdict = CLAIMED if claimed else CHANGES
+    return Change(there, relative, error, verdict)
