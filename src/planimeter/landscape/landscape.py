@@ -136,6 +136,11 @@ class LossLandscape:
         """The point at which the landscape is looked at, flat, float64."""
         return flatten(list(self.parameters.values()))
 
+    @property
+    def state(self) -> Parameters:
+        """Everything the model computes with, by name: parameters at theta, frozen ones, buffers."""
+        return {**self._fixed, **self.parameters}
+
     def at(self, theta: Float[Tensor, " P"]) -> LossLandscape:
         """The same landscape seen from other parameters."""
         refuse_inference_mode()
