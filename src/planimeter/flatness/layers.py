@@ -55,21 +55,20 @@ class Layer:
 
     def __call__(self, x: Float[Tensor, " n *input"]) -> Float[Tensor, " n *output"]:
         """W x, without the bias, in float64."""
-        m = self.module
+        m: Any = self.module
         if isinstance(m, nn.Linear):
             return x @ self.weight.T
-        if isinstance(m, _ConvTransposeNd):
-            dimensions = self.weight.ndim - 2
-            transpose = (
-                torch.nn.functional.conv_transpose1d,
-                torch.nn.functional.conv_transpose2d,
-                torch.nn.functional.conv_transpose3d,
-            )[dimensions - 1]
-            return transpose(
-                x, self.weight, None, m.stride, m.padding, m.output_padding, m.groups, m.dilation
-            )
-        result: Tensor = m._conv_forward(x, self.weight, None)  # type: ignore[operator]
-        return result
+        if not isinstance(m, _ConvTransposeNd):
+            # Also for circular and reflecting padding, which the functional form does not know.
+            convolved: Tensor = m._conv_forward(x, self.weight, None)
+            return convolved
+        transposes: tuple[Callable[..., Tensor], ...] = (
+            torch.nn.functional.conv_transpose1d,
+            torch.nn.functional.conv_transpose2d,
+            torch.nn.functional.conv_transpose3d,
+        )
+        geometry: Any = (m.stride, m.padding, m.output_padding, m.groups, m.dilation)
+        return transposes[self.weight.ndim - 3](x, self.weight, None, *geometry)
 
     def affine(self, x: Float[Tensor, " n *input"]) -> Float[Tensor, " n *output"]:
         """W x + b, in float64."""
@@ -139,8 +138,7 @@ def linear_layers(landscape: LossLandscape) -> Layers:
                 scale, shift = _scale_and_shift(module)
                 calls.setdefault(name, []).append((module, x, y, scale, shift))
             else:
-                weight, bias = module.weight.detach().double(), module.bias
-                bias = bias if bias is None else bias.detach().double()
+                weight, bias = _weight_and_bias(module)
                 calls.setdefault(name, []).append((module, x, y, weight, bias))
             return y
 
@@ -224,6 +222,11 @@ def _hooked(model: nn.Module, answers: dict[str, Answer]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None]:
+    bias = module.bias
+    return module.weight.detach().double(), bias if bias is None else bias.detach().double()
 
 
 def _scale_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ one output, whose sign is the class, :math:`\gamma_n = \pm h`: that of the two o
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -114,7 +115,7 @@ def spectral_over_margin(
     """
     gamma = _positive_margin(landscape, quantile)
     product = spectral_product(landscape, circular=circular, tolerance=tolerance, seed=seed)
-    return product - 2 * gamma.log()
+    return _with_margin(product - 2 * gamma.log(), gamma)
 
 
 def frobenius_over_margin(landscape: LossLandscape, *, quantile: float = 0.1) -> Estimate:
@@ -128,7 +129,7 @@ def frobenius_over_margin(landscape: LossLandscape, *, quantile: float = 0.1) ->
         NotApplicableError: see `frobenius_product` and `inverse_margin`.
     """
     gamma = _positive_margin(landscape, quantile)
-    return frobenius_product(landscape) - 2 * gamma.log()
+    return _with_margin(frobenius_product(landscape) - 2 * gamma.log(), gamma)
 
 
 def spectral_complexity(
@@ -167,7 +168,7 @@ def path_norm_over_margin(landscape: LossLandscape, *, quantile: float = 0.1) ->
         NotApplicableError: see `path_norm` and `inverse_margin`.
     """
     gamma = _positive_margin(landscape, quantile)
-    return path_norm(landscape) / gamma
+    return _with_margin(path_norm(landscape) / gamma, gamma)
 
 
 # -- private ----------------------------------------------------------------------------------
@@ -179,18 +180,22 @@ def _margins(outputs: Tensor, targets: Tensor) -> Float[Tensor, " n"]:
         h, y = outputs.reshape(-1), targets.reshape(-1)
         if h.numel() != y.numel() or not bool(((y == 0) | (y == 1)).all()):
             raise NotApplicableError(
-                "margins need classes: with one output, the targets have to be 0 and 1"
+                "this needs classes: with one output, the targets have to be 0 and 1"
             )
         return torch.where(y > 0, h, -h)
     h = outputs.movedim(1, -1)
     if targets.is_floating_point() or h.shape[:-1] != targets.shape:
         raise NotApplicableError(
-            f"margins need classes: the targets are {targets.dtype} of shape "
+            f"this needs classes: the targets are {targets.dtype} of shape "
             f"{tuple(targets.shape)}, for outputs of shape {tuple(outputs.shape)}"
         )
     h, y = h.reshape(-1, h.shape[-1]), targets.reshape(-1, 1).long()
     own = h.gather(1, y).squeeze(1)
     return own - h.scatter(1, y, -math.inf).amax(dim=1)
+
+
+def _with_margin(quotient: Estimate, gamma: Estimate) -> Estimate:
+    return replace(quotient, method=f"{quotient.method}; margin {gamma}: {gamma.method}")
 
 
 def _positive_margin(landscape: LossLandscape, quantile: float) -> Estimate:

@@ -226,8 +226,8 @@ def fro_over_spec(
 
 
 def fisher_rao_norm(landscape: LossLandscape) -> Estimate:
-    r"""The length of the parameters in the Fisher metric, :math:`\langle\theta, F\theta\rangle^{1/2}`,
-    with F the Fisher matrix of labels from the model (the Gauss-Newton matrix).
+    r"""The length of the parameters in the Fisher metric, :math:`(\theta^T F \theta)^{1/2}`, with F
+    the Fisher matrix of labels from the model (the Gauss-Newton matrix).
 
     For a network without biases and with d layers of a piecewise linear activation,
     :math:`\sum_i \theta_i \partial_i h = d\,h`, so this is

@@ -24,6 +24,7 @@ from planimeter.errors import InputError, NotApplicableError
 from planimeter.estimate import Estimate
 from planimeter.flatness.definition import Measure
 from planimeter.flatness.entry import entry
+from planimeter.flatness.margins import margins
 from planimeter.landscape import LossLandscape
 
 Progress = Callable[[int, int], None]
@@ -62,7 +63,7 @@ def noise_scale(
 
     Raises:
         InputError: a setting is out of range.
-        NotApplicableError: no noise makes accuracy fall that far.
+        NotApplicableError: no noise makes accuracy fall that far, or the targets are not classes.
     """
     return _scale(landscape, False, drop, draws, tolerance, seed, progress)
 
@@ -271,6 +272,7 @@ def _scale(
         raise InputError(f"an error needs at least 2 draws, got {draws}")
     if not tolerance > 0:
         raise InputError(f"tolerance must be positive, got {tolerance}")
+    margins(landscape)  # refuses targets that are no classes, of which there is no accuracy
     known = _KNOWN.setdefault(landscape, {})
     key = (magnitudes, drop, draws, tolerance, seed)
     if key not in known:
@@ -305,6 +307,7 @@ def _searched(
     part = (drop - below) / (above - below)
     root = low + part * (high - low)
     rise = search.drop(root + SPAN)[0] - search.drop(root - SPAN)[0]
+    progress(search.done, search.done)
     slope = max(rise, 0.0) / (2 * SPAN)
     error = (1 - part) * low_error + part * high_error
     sigma = math.exp(root)

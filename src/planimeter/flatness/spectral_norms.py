@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -108,10 +109,11 @@ def circular_spectral_norm(layer: Layer) -> Estimate:
         )
     kernel = _ungrouped(layer.weight, m.groups)
     grid = kernel.new_zeros(*kernel.shape[:2], *sizes)
+    taps: Any
     for taps in product(*(range(k) for k in kernel.shape[2:])):
         # Kernels longer than the grid wrap around it, which a plain padded FFT would cut off.
-        at = [t * d % n for t, d, n in zip(taps, m.dilation, sizes, strict=True)]
-        grid[(..., *at)] += kernel[(..., *taps)]
+        at: Any = tuple(t * int(d) % n for t, d, n in zip(taps, m.dilation, sizes, strict=True))
+        grid[:, :, *at] += kernel[:, :, *taps]
     symbol = torch.fft.fftn(grid, dim=tuple(range(2, grid.ndim)))
     for axis, (n, s) in enumerate(zip(sizes, strides, strict=True), start=2):
         # Frequencies w + j n/s become further input channels.

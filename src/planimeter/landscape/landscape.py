@@ -138,7 +138,7 @@ class LossLandscape:
 
     @property
     def state(self) -> Parameters:
-        """Everything the model computes with, by name: parameters at theta, frozen ones, buffers."""
+        """All that the model computes with, by name: parameters at theta, frozen ones, buffers."""
         return {**self._fixed, **self.parameters}
 
     def at(self, theta: Float[Tensor, " P"]) -> LossLandscape:
