@@ -127,6 +127,48 @@ def test_a_stride_that_does_not_divide_the_size_is_refused_by_the_circular_norm(
         spectral_product(landscape_of(net, (1, 7, 7)), circular=True)
 
 
+def test_a_large_matrix_goes_through_the_iteration():
+    torch.manual_seed(0)
+    wide = nn.Linear(1100, 1030, bias=False)
+    (layer,) = linear_layers(landscape_of(Flat(wide), (1100,))).layers
+    found = spectral_norm(layer)
+    assert found.converged
+    assert found.products > 0
+    exact = float(torch.linalg.matrix_norm(layer.weight, ord=2))
+    assert found.value == relative(exact, 1e-6)
+
+
+def test_a_layer_on_a_sequence_has_the_norm_of_its_matrix():
+    net = Flat(nn.Linear(4, 3))
+    landscape = landscape_of(net, (7, 4))
+    exact = math.log(float(torch.linalg.matrix_norm(net.layer.weight.detach(), ord=2)) ** 2)
+    assert spectral_product(landscape).value == relative(exact, 1e-12)
+
+
+def test_a_parametrised_weight_is_the_one_that_multiplies(small_net, small_landscape, small_data):
+    before = frobenius_product(small_landscape).value
+    nn.utils.parametrizations.weight_norm(small_net[0])
+    landscape = LossLandscape(small_net, CE, small_data)
+    assert frobenius_product(landscape).value == relative(before, 1e-12)
+    assert "not counted" not in frobenius_product(landscape).method
+    assert path_norm(landscape).value == relative(path_norm(small_landscape).value, 1e-12)
+
+
+def test_a_layer_called_twice_counts_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.layer(self.norm(self.layer(x)))
+
+    net = Twice()
+    found = linear_layers(landscape_of(with_statistics(net), (3,)))
+    assert [layer.name for layer in found.layers] == ["layer"]
+    assert list(found.left) == ["norm"]
+
+
 def test_an_unfinished_iteration_says_so():
     (layer,) = linear_layers(landscape_of(Flat(nn.Conv2d(3, 9, 3, padding=1)), (3, 9, 9))).layers
     assert not spectral_norm(layer, tolerance=1e-9, max_products=4).converged

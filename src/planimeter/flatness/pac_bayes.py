@@ -51,7 +51,8 @@ def noise_scale(
     doubled or halved until D crosses `drop`, then bisected in log sigma, and interpolated in the
     last interval. The error is that of the mean over draws, through the slope:
     :math:`\mathrm{se}(\log\sigma) = \mathrm{se}(D) / (dD / d\log\sigma)`. Where D is not monotone,
-    it is the crossing that the search meets.
+    it is the crossing that the search meets. Noise goes to every trainable parameter as it is,
+    those of BatchNorm among them; nothing is folded.
 
     Arguments:
         landscape: on the training set.

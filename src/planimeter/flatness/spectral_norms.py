@@ -43,7 +43,7 @@ def spectral_norm(
 
     Arguments:
         layer: any; a Linear on sequences has the norm of its matrix.
-        tolerance: relative residual of the eigenvalue; the norm is at least half as precise again.
+        tolerance: relative residual of the eigenvalue; that of the norm is half of it.
         max_products: with the matrix, see `top_eigenvalues`.
         seed: of the start vector.
 
