@@ -7,13 +7,11 @@ from scipy.stats import norm
 from torch import nn
 
 from planimeter.errors import InputError, NotApplicableError
+from planimeter.flatness.noise_scale import EPSILON, magnitude_noise_scale, noise_scale
 from planimeter.flatness.pac_bayes import (
-    EPSILON,
     MEASURES,
-    magnitude_noise_scale,
     magnitude_pac_bayes_flatness,
     magnitude_pac_bayes_norm,
-    noise_scale,
     pac_bayes_flatness,
     pac_bayes_norm,
 )

@@ -1,4 +1,4 @@
-r"""Norms of a network's weights: capacity measures of layers, paths and the Fisher matrix.
+r"""Norms of a network's weights: products and sums over layers, and distances from the start.
 
 With layers :math:`W_1, \dots, W_d` (BatchNorm multiplied in, see `linear_layers`), Frobenius norms
 of the kernels and spectral norms of the linear maps,
@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
-from weakref import WeakKeyDictionary
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,64 +24,14 @@ from planimeter.errors import InputError, NotApplicableError
 from planimeter.estimate import Estimate
 from planimeter.flatness.definition import Measure
 from planimeter.flatness.entry import entry
-from planimeter.flatness.layers import Layer, Layers, linear_layers
+from planimeter.flatness.fisher_rao import empirical_fisher_rao_norm, fisher_rao_norm
+from planimeter.flatness.layer_norms import layer_norms, log_product, norms_of
+from planimeter.flatness.layers import linear_layers
 from planimeter.flatness.path_norm import path_norm
-from planimeter.flatness.spectral_norms import circular_spectral_norm, spectral_norm
 from planimeter.landscape import LossLandscape
 
 Initial = LossLandscape | Mapping[str, Tensor]
 """Where training began: a landscape, or parameters by name."""
-
-
-@dataclass(frozen=True)
-class LayerNorms:
-    """The norms of all layers.
-
-    Arguments:
-        names: of the layers.
-        frobenius: Frobenius norm of each weight matrix or kernel.
-        spectral: spectral norm of each layer as a linear map, an `Estimate` each.
-        note: what was counted.
-    """
-
-    names: tuple[str, ...]
-    frobenius: tuple[float, ...]
-    spectral: tuple[Estimate, ...]
-    note: str
-
-    def estimate(self, value: float, what: str) -> Estimate:
-        """A function of these norms, with what is behind them."""
-        iterative = [e.method for e in self.spectral if e.products]
-        worst = max(iterative, key=lambda text: float(text.rsplit(" ", 1)[1]), default="")
-        return Estimate(
-            value,
-            method="; ".join(filter(None, [what, self.note, worst and f"worst layer: {worst}"])),
-            products=sum(e.products for e in self.spectral),
-            converged=all(e.converged for e in self.spectral),
-        )
-
-
-def layer_norms(
-    landscape: LossLandscape, *, circular: bool = False, tolerance: float = 1e-4, seed: int = 0
-) -> LayerNorms:
-    """Frobenius and spectral norms of all layers, computed once for a landscape.
-
-    Arguments:
-        landscape: whose network is measured; its data only gives the sizes of inputs.
-        circular: the norms of convolutions with circular padding, by FFT (Sedghi et al. 2019),
-            in place of those with the network's own padding, by Lanczos.
-        tolerance: relative residual of Lanczos.
-        seed: of its start vector.
-
-    Raises:
-        NotApplicableError: see `linear_layers` and `circular_spectral_norm`.
-    """
-    known = _KNOWN.setdefault(landscape, {})
-    key = (circular, tolerance, seed)
-    if key not in known:
-        found = linear_layers(landscape)
-        known[key] = _norms_of(found, found.layers, circular, tolerance, seed)
-    return known[key]
 
 
 def l2_norm(landscape: LossLandscape) -> Estimate:
@@ -142,7 +90,7 @@ def spectral_distance_from_init(
         replace(one, weight=one.weight - two.weight)
         for one, two in zip(now.layers, before.layers, strict=True)
     )
-    norms = _norms_of(now, moved, circular, tolerance, seed)
+    norms = norms_of(now, moved, circular, tolerance, seed)
     total = sum(e.value**2 for e in norms.spectral)
     return norms.estimate(total, "sum over layers")
 
@@ -225,65 +173,7 @@ def fro_over_spec(
     return norms.estimate(sum((f / s.value) ** 2 for f, s in pairs), _padding(circular))
 
 
-def fisher_rao_norm(landscape: LossLandscape) -> Estimate:
-    r"""The length of the parameters in the Fisher metric, :math:`(\theta^T F \theta)^{1/2}`, with F
-    the Fisher matrix of labels from the model (the Gauss-Newton matrix).
-
-    For a network without biases and with d layers of a piecewise linear activation,
-    :math:`\sum_i \theta_i \partial_i h = d\,h`, so this is
-    :math:`d\,(E\, h^T \nabla_h^2 \ell\, h)^{1/2}`. It costs one product.
-
-    Raises:
-        InputError: the loss is not convex in the outputs.
-
-    Source: Liang et al. 2017 (arXiv 1711.01530), Definition 2 and Theorem 3.1.
-    """
-    return _metric_length(landscape, landscape.gauss_newton() @ landscape.theta, "Gauss-Newton")
-
-
-def empirical_fisher_rao_norm(landscape: LossLandscape) -> Estimate:
-    r"""`fisher_rao_norm` with the data's own labels, :math:`(\frac1N \sum_n \langle g_n, \theta
-    \rangle^2)^{1/2}`, which vanishes at a minimum that fits them.
-
-    Raises:
-        InputError: rows have no gradients of their own.
-
-    Source: Liang et al. 2017 (arXiv 1711.01530), Definition 2, over the training rows.
-    """
-    product = landscape.empirical_fisher() @ landscape.theta
-    return _metric_length(landscape, product, "empirical Fisher")
-
-
-def log_product(names: tuple[str, ...] | list[str], norms: Any) -> float:
-    """Twice the sum of logarithms.
-
-    Raises:
-        NotApplicableError: a norm is zero; names the layer.
-    """
-    for name, norm in zip(names, norms, strict=True):
-        if not norm > 0:
-            raise NotApplicableError(f"layer {name!r} has norm {norm:g}: no product of norms")
-    return 2.0 * sum(map(math.log, norms))
-
-
 # -- private ----------------------------------------------------------------------------------
-
-_KNOWN: WeakKeyDictionary[LossLandscape, dict[Any, LayerNorms]] = WeakKeyDictionary()
-
-
-def _norms_of(
-    found: Layers, layers: tuple[Layer, ...], circular: bool, tolerance: float, seed: int
-) -> LayerNorms:
-    if circular:
-        spectral = [circular_spectral_norm(layer) for layer in layers]
-    else:
-        spectral = [spectral_norm(layer, tolerance=tolerance, seed=seed) for layer in layers]
-    return LayerNorms(
-        tuple(layer.name for layer in layers),
-        tuple(float(layer.weight.norm()) for layer in layers),
-        tuple(spectral),
-        found.note,
-    )
 
 
 def _padding(circular: bool) -> str:
@@ -307,11 +197,6 @@ def _start(landscape: LossLandscape, initial: Initial | None) -> LossLandscape:
     if isinstance(initial, LossLandscape):
         return initial
     return landscape.at(torch.cat([given[n].detach().double().reshape(-1) for n in names]))
-
-
-def _metric_length(landscape: LossLandscape, product: Tensor, kind: str) -> Estimate:
-    square = max(float(landscape.theta @ product), 0.0)
-    return Estimate(math.sqrt(square), method=f"{kind}, one product", products=1)
 
 
 _LIANG = "Liang et al. 2017, Definition 2"
