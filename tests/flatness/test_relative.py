@@ -4,7 +4,7 @@ from torch import nn
 
 from planimeter.errors import NotApplicableError
 from planimeter.flatness import measure, relative_flatness, relative_flatness_by_layer
-from planimeter.flatness.layers import input_deviations
+from planimeter.flatness.block_traces import input_deviations
 from planimeter.flatness.relative import relative_flatness_of_softmax_layer
 from planimeter.landscape import LossLandscape
 

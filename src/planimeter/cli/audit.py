@@ -56,10 +56,10 @@ def audit(
     ] = None,
     factor: Annotated[
         float, typer.Option(help="Layers and neurons are multiplied by up to this factor.")
-    ] = 3.0,
+    ] = 5.0,
     tolerance: Annotated[
         float, typer.Option(help="Relative changes up to this count as none.")
-    ] = 0.02,
+    ] = 2e-3,
     plot: Annotated[Path | None, typer.Option(help="Draw a heat map here (.png, .pdf).")] = None,
     batch_size: BatchSize = 500,
     batch_norm: BatchNorm = "eval",

@@ -4,7 +4,7 @@ from planimeter.flatness.adaptive import average_sharpness, worst_case_sharpness
 from planimeter.flatness.definition import Measure
 from planimeter.flatness.keskar import KeskarSharpness, keskar_sharpness
 from planimeter.flatness.over_rescalings import minimum_sharpness, normalized_flat_minima
-from planimeter.flatness.registry import MEASURES, measure
+from planimeter.flatness.registry import MEASURES, all_names, measure
 from planimeter.flatness.relative import relative_flatness, relative_flatness_by_layer
 from planimeter.flatness.riemannian import rangamani, rangamani_trace
 
@@ -12,6 +12,7 @@ __all__ = [
     "MEASURES",
     "KeskarSharpness",
     "Measure",
+    "all_names",
     "average_sharpness",
     "keskar_sharpness",
     "measure",

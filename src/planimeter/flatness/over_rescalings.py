@@ -27,8 +27,8 @@ from torch import Tensor
 from planimeter.curvature.stochastic import identity_columns, rademacher, widening
 from planimeter.errors import NotApplicableError
 from planimeter.estimate import Estimate
+from planimeter.flatness.block_traces import block_traces, weight_names
 from planimeter.flatness.definition import Measure
-from planimeter.flatness.layers import block_traces, weight_names
 from planimeter.landscape import LossLandscape
 from planimeter.operators import CurvatureOperator
 

@@ -12,19 +12,34 @@ from typing import Any
 
 from planimeter.errors import InputError, MeasurementWarning, NotApplicableError
 from planimeter.estimate import Estimate
-from planimeter.flatness import adaptive, hessian, keskar, over_rescalings, relative, riemannian
+from planimeter.flatness import (
+    adaptive,
+    hessian,
+    keskar,
+    margins,
+    norms,
+    over_rescalings,
+    pac_bayes,
+    relative,
+    riemannian,
+)
 from planimeter.flatness.definition import Measure
 from planimeter.flatness.shared import sharing
 from planimeter.landscape import LossLandscape
 
-MEASURES: dict[str, Measure] = {
-    m.name: m
-    for family in (hessian, keskar, riemannian, relative, over_rescalings, adaptive)
-    for m in family.MEASURES
-}
+FAMILIES = (
+    hessian, keskar, riemannian, relative, over_rescalings, adaptive, norms, margins, pac_bayes,
+)  # fmt: skip
+
+MEASURES: dict[str, Measure] = {m.name: m for family in FAMILIES for m in family.MEASURES}
 
 # What other measures can be read off goes first.
 _FIRST = ("effective_dimension", "numerical_rank", "log_product_top_k")
+
+
+def all_names() -> list[str]:
+    """The measures that need nothing but a landscape."""
+    return [name for name, m in MEASURES.items() if "initial" not in m.settings]
 
 
 def measure(
@@ -42,7 +57,7 @@ def measure(
 
     Arguments:
         landscape: where to measure.
-        names: registry names; None for all.
+        names: registry names; None for all that need nothing but a landscape.
         settings: keyword settings of individual measures, by name.
         seed: of every measure that draws random numbers, where `settings` gives none.
         progress: called with the name of the measure that runs, its steps done and their number.
@@ -53,14 +68,14 @@ def measure(
         InputError: a name is not in the registry; the nearest ones are suggested.
         NotApplicableError: only one measure is asked for, and it does not apply.
     """
-    chosen = list(MEASURES if names is None else names)
+    chosen = list(all_names() if names is None else names)
     for name in [*chosen, *(settings or {})]:
         if name not in MEASURES:
             near = difflib.get_close_matches(name, MEASURES, cutoff=0.5)
-            raise InputError(
-                f"no measure {name!r}; "
-                + (f"did you mean {' or '.join(near)}?" if near else f"there are {_all()}")
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(MEASURES)}"
             )
+            raise InputError(f"no measure {name!r}; {hint}")
     results: dict[str, Estimate] = {}
     with sharing():
         for name in sorted(chosen, key=lambda n: not n.endswith(_FIRST)):
@@ -87,7 +102,3 @@ def measure(
                 seconds=time.perf_counter() - started,
             )
     return {name: results[name] for name in chosen if name in results}
-
-
-def _all() -> str:
-    return ", ".join(MEASURES)

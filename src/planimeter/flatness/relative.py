@@ -20,8 +20,8 @@ from torch import Tensor
 
 from planimeter.errors import NotApplicableError
 from planimeter.estimate import Estimate
+from planimeter.flatness.block_traces import block_traces, input_deviations, weight_names
 from planimeter.flatness.definition import Measure
-from planimeter.flatness.layers import block_traces, input_deviations, weight_names
 from planimeter.landscape import LossLandscape
 from planimeter.losses import predicts_classes
 

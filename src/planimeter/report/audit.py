@@ -23,7 +23,9 @@ def audit_figure(audit: Audit, title: str) -> Figure:
             change = audit.changes[kind].get(name)
             if change is not None:
                 sizes[row, column] = min(max(abs(change.relative), _FLOOR), _CEILING)
-    figure = Figure(figsize=(3.6 + 1.15 * len(kinds), 1.4 + 0.27 * len(names)), layout="constrained")
+    figure = Figure(
+        figsize=(3.6 + 1.15 * len(kinds), 1.4 + 0.27 * len(names)), layout="constrained"
+    )
     axes = figure.add_subplot()
     image = axes.imshow(np.log10(sizes), cmap="cividis", vmin=-4, vmax=2, aspect="auto")
     axes.set_xticks(range(len(kinds)), kinds)
