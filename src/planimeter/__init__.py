@@ -25,7 +25,21 @@ from planimeter.curvature import (
 )
 from planimeter.errors import InputError, MeasurementWarning
 from planimeter.estimate import Estimate
-from planimeter.flatness import MEASURES, KeskarSharpness, Measure, keskar_sharpness, measure
+from planimeter.flatness import (
+    MEASURES,
+    Direction,
+    KeskarSharpness,
+    Measure,
+    SharpnessPath,
+    Slice,
+    eigenvector_directions,
+    keskar_sharpness,
+    measure,
+    random_direction,
+    sharpness_path,
+    slice_1d,
+    slice_2d,
+)
 from planimeter.landscape import LossLandscape
 from planimeter.losses import binary_cross_entropy
 from planimeter.operators import CurvatureOperator
@@ -36,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MEASURES",
     "CurvatureOperator",
+    "Direction",
     "Eigenpairs",
     "Estimate",
     "GramSpectrum",
@@ -45,10 +60,13 @@ __all__ = [
     "LossLandscape",
     "Measure",
     "MeasurementWarning",
+    "SharpnessPath",
+    "Slice",
     "SpectralDensity",
     "SpectralSummary",
     "binary_cross_entropy",
     "diagonal",
+    "eigenvector_directions",
     "frobenius_norm",
     "fully_connected_kernel",
     "gauss_newton_rank_bound",
@@ -62,6 +80,10 @@ __all__ = [
     "nngp_kernel",
     "piecewise_linear_trace",
     "published_rank_bound",
+    "random_direction",
+    "sharpness_path",
+    "slice_1d",
+    "slice_2d",
     "spectral_density",
     "spectral_summary",
     "top_eigenvalues",
