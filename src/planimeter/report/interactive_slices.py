@@ -92,7 +92,12 @@ def _curve(result: Slice, title: str) -> Any:
             secondary_y=True,
         )
         figure.update_yaxes(
-            title_text="accuracy (%)", range=[0, 103], showgrid=False, secondary_y=True
+            title_text="accuracy (%)",
+            range=[0, 103],
+            tickmode="linear",
+            dtick=20,
+            showgrid=False,
+            secondary_y=True,
         )
     figure.update_xaxes(title_text=f"distance along {result.names[0]}")
     figure.update_yaxes(title_text="loss", range=[low - room, high + 2 * room], secondary_y=False)
@@ -107,7 +112,7 @@ def _surface(result: Slice, title: str) -> Any:
     z = result.losses[order[0]][:, order[1]].numpy()
     finite = np.isfinite(z)
     levels, logarithmic = contour_levels(z[finite]) if finite.any() else (np.ones(2), False)
-    floor = levels[0]
+    floor, ticks = levels[0], levels[np.linspace(0, len(levels) - 1, 7).round().astype(int)]
     heights = np.where(finite, np.maximum(z, floor), np.nan)
     coloured = np.log10(heights) if logarithmic else heights
     hover = np.array([[f"loss {value:.6g}" for value in row] for row in z])
@@ -122,7 +127,12 @@ def _surface(result: Slice, title: str) -> Any:
             z=heights.T,
             surfacecolor=coloured.T,
             colorscale="Viridis",
-            colorbar={"title": "log₁₀ loss" if logarithmic else "loss", "len": 0.7},
+            colorbar={
+                "title": "loss",
+                "len": 0.7,
+                "tickvals": np.log10(ticks) if logarithmic else ticks,
+                "ticktext": [f"{tick:.3g}" for tick in ticks],
+            },
             text=hover.T,
             hoverinfo="x+y+text",
             name="loss",
@@ -136,21 +146,24 @@ def _surface(result: Slice, title: str) -> Any:
             y=y[j],
             z=np.full(len(i), floor),
             mode="markers",
-            marker={"symbol": "x", "size": 3, "color": "#d62728"},
+            marker={"symbol": "circle", "size": 3, "color": "#d62728"},
             text=[f"loss is {value}" for value in z[i, j]],
             hoverinfo="x+y+text",
             name="loss not finite",
         )
     (a, b), lowest = result.minimum
-    if np.isfinite(lowest):
-        figure.add_scatter3d(
-            x=[a],
-            y=[b],
-            z=[max(lowest, floor)],
-            mode="markers",
-            marker={"symbol": "diamond", "size": 6, "color": "white", "line": {"width": 2}},
-            name=f"lowest, {lowest:.4g}",
-        )
+    marks = (("lowest", a, b, lowest, "white"), ("θ", 0.0, 0.0, result.loss, "#d62728"))
+    for label, at_x, at_y, height, colour in marks:
+        if np.isfinite(height):
+            figure.add_scatter3d(
+                x=[at_x],
+                y=[at_y],
+                z=[max(height, floor)],
+                mode="markers",
+                marker={"symbol": "diamond", "size": 5, "color": colour, "line": {"width": 2}},
+                name=f"{label}, {height:.4g}",
+                showlegend=True,
+            )
     figure.update_layout(
         scene={
             "xaxis": {"title": {"text": "first distance"}},

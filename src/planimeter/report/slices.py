@@ -202,8 +202,9 @@ def _contours(figure: Any, result: Slice) -> None:
         if (kind := is_kind(z) & computed).any():
             i, j = np.nonzero(kind)
             axis.scatter(
-                x[i], y[j], s=9, marker=marker, color="tab:red", lw=0.7, label=f"loss is {label}"
-            )
+                x[i], y[j], s=9, marker=marker, color="tab:red", lw=0.7, clip_on=False,
+                label=f"loss is {label}",
+            )  # fmt: skip
     (a, b), lowest = result.minimum
     if np.isfinite(lowest):
         axis.plot(
