@@ -91,7 +91,7 @@ def test_a_plane_that_is_interrupted_goes_on(planimeter, tmp_path, monkeypatch):
         patched.setattr(slices, "_evaluated", interrupted)
         code, text, told = planimeter(*FCN, *plane)
     assert code == 130
-    assert "interrupted: 6 of 16 points are in grid.npz; the same command does the rest" in told
+    assert "interrupted: 6 of 16 points; whole rows are in grid.npz, and the same" in told
     assert json.loads(text)["slice"]["complete"] is False
     code, text, _ = planimeter(*FCN, *plane)
     assert code == 0

@@ -42,6 +42,7 @@ from planimeter.flatness import (
     slice_2d,
 )
 from planimeter.flatness.directions import NORMALISATIONS
+from planimeter.flatness.slice_file import check_slice_path
 from planimeter.landscape import LossLandscape
 from planimeter.report.slices import check_figure_path, save_slice_figure
 
@@ -105,6 +106,8 @@ def slice_(
         raise InputError(f"radius must be positive and finite, got {radius:g}")
     if plot is not None:
         check_figure_path(plot)
+    if out is not None:
+        check_slice_path(out)
     network = subject(
         model, checkpoint, data, rows=rows, mean=mean, std=std, positive=positive, loss=loss,
         batch_size=batch_size, batch_norm=batch_norm, float64=float64, seed=seed,
@@ -122,9 +125,13 @@ def slice_(
         directions = _directions(network.landscape, along, 2 if two else 1, seed)
         bar.update(task, description="points of the grid")
         if two:
-            result = slice_2d(network.landscape, *directions, distances, out=out, progress=progress)
+            first, second = directions
+            result = slice_2d(
+                network.landscape, first, second, distances, out=out, progress=progress
+            )
         else:
-            result = slice_1d(network.landscape, *directions, distances, out=out, progress=progress)
+            (line,) = directions
+            result = slice_1d(network.landscape, line, distances, out=out, progress=progress)
     title = f"{network.title()}: {network.loss_function}"
     if plot is not None:
         save_slice_figure(result, plot, title)
@@ -138,9 +145,9 @@ def slice_(
     else:
         _print(title, result)
     if not result.complete:
-        rest = "" if out is None else f" are in {out}; the same command does the rest"
+        kept = f"; whole rows are in {out}, and the same command does the rest" if out else ""
         errors.print(
-            f"interrupted: {result.points} of {result.losses.numel()} points{rest}",
+            f"interrupted: {result.points} of {result.losses.numel()} points{kept}",
             highlight=False,
             soft_wrap=True,
         )

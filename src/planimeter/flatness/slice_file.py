@@ -28,6 +28,16 @@ LOSS_TOLERANCE = 1e-4
 """How far the loss at theta may lie from the stored one, relatively: it tells the data apart."""
 
 
+def check_slice_path(path: Path) -> None:
+    """Refuse, before anything is computed, a file name that no slice is kept under.
+
+    Raises:
+        InputError: the name does not end in .npz.
+    """
+    if path.suffix != ".npz":
+        raise InputError(f"a slice is kept in an .npz file, got {path}")
+
+
 class SliceFile:
     """The .npz file of one slice: losses and accuracies (rows done, m), and what they are of.
 
@@ -50,8 +60,7 @@ class SliceFile:
         vectors: Sequence[Float[Tensor, " P"]],
         loss: float,
     ) -> None:
-        if path.suffix != ".npz":
-            raise InputError(f"a slice is kept in an .npz file, got {path}")
+        check_slice_path(path)
         self.path = path
         # A grid may go on on another device, and an eigenvalue in a name may round otherwise.
         self.settings = {k: v for k, v in settings.items() if k not in ("device", "directions")}
@@ -59,7 +68,9 @@ class SliceFile:
         self.sketches = np.array([_sketch(v) for v in vectors])
         self.loss = loss
 
-    def resume(self, losses: Float[Tensor, "n m"], accuracies: Float[Tensor, "n m"]) -> Any:
+    def resume(
+        self, losses: Float[Tensor, "n m"], accuracies: Float[Tensor, "n m"]
+    ) -> tuple[int, float]:
         """Fill in the rows that the file has; their number, and the seconds they took.
 
         Raises:
