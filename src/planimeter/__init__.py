@@ -30,12 +30,25 @@ from planimeter.landscape import LossLandscape
 from planimeter.losses import binary_cross_entropy
 from planimeter.operators import CurvatureOperator
 from planimeter.prior import LogProbability, fully_connected_kernel, log_prior, nngp_kernel
+from planimeter.slices import (
+    Direction,
+    SharpnessPath,
+    Slice,
+    eigenvector_directions,
+    random_direction,
+    sharpness_path,
+    slice_1d,
+    slice_2d,
+)
+from planimeter.symmetry import Audit, Rescalings, audit, find_rescalings
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MEASURES",
+    "Audit",
     "CurvatureOperator",
+    "Direction",
     "Eigenpairs",
     "Estimate",
     "GramSpectrum",
@@ -45,10 +58,16 @@ __all__ = [
     "LossLandscape",
     "Measure",
     "MeasurementWarning",
+    "Rescalings",
+    "SharpnessPath",
+    "Slice",
     "SpectralDensity",
     "SpectralSummary",
+    "audit",
     "binary_cross_entropy",
     "diagonal",
+    "eigenvector_directions",
+    "find_rescalings",
     "frobenius_norm",
     "fully_connected_kernel",
     "gauss_newton_rank_bound",
@@ -62,6 +81,10 @@ __all__ = [
     "nngp_kernel",
     "piecewise_linear_trace",
     "published_rank_bound",
+    "random_direction",
+    "sharpness_path",
+    "slice_1d",
+    "slice_2d",
     "spectral_density",
     "spectral_summary",
     "top_eigenvalues",

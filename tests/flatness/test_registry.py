@@ -18,7 +18,7 @@ def test_measures_agree_with_the_dense_hessian(small_landscape):
     missing = {}
     results = measure(small_landscape, refused=missing.__setitem__)
     assert list(results) == [name for name in all_names() if name not in missing]
-    assert len(results) > 0.8 * len(MEASURES)
+    assert len(results) > 0.7 * len(MEASURES)
     top = float(torch.linalg.eigvalsh(dense)[-1])
     assert results["top_eigenvalue"].value == pytest.approx(top, rel=1e-4)
     for name, exact in (("trace", dense.trace()), ("frobenius_norm", dense.norm())):

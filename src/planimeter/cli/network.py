@@ -1,0 +1,128 @@
+"""What commands that look at one network share: their options, and the landscape these make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from planimeter.cli.prior import classes, numbers, say_untrained
+from planimeter.data import load, normalise
+from planimeter.errors import InputError
+from planimeter.landscape import BATCH_NORM, LossLandscape
+from planimeter.losses import LOSSES
+from planimeter.models.loading import load_model
+
+Model = Annotated[str, typer.Argument(help="module:callable that makes the network.")]
+Data = Annotated[str, typer.Option(help="Data set; its training part is used.")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Weights to load.")]
+Rows = Annotated[int, typer.Option(min=0, help="The first so many rows; 0 for all.")]
+Positive = Annotated[str, typer.Option(help="Classes that count as 1, for one output.")]
+LossName = Annotated[str | None, typer.Option(help=f"{', '.join(LOSSES)}; default by outputs.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows at a time, for memory.")]
+BatchNorm = Annotated[str, typer.Option(help=f"How BatchNorm runs: {', '.join(BATCH_NORM)}.")]
+Float64 = Annotated[bool, typer.Option("--float64", help="Compute in double precision.")]
+
+POSITIVE = "5,6,7,8,9"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network on data, as the command line names it.
+
+    Arguments:
+        landscape: of the network.
+        model, data: as they were given.
+        loss_function: a name in LOSSES.
+        means, stds: of the normalisation, a number a channel; None for none.
+    """
+
+    landscape: LossLandscape
+    model: str
+    data: str
+    loss_function: str
+    means: list[float] | None
+    stds: list[float] | None
+
+    def title(self) -> str:
+        """`MODEL on N rows of DATA`."""
+        return f"{self.model} on {self.landscape.num_rows} rows of {self.data}"
+
+    def record(self) -> dict[str, Any]:
+        """What every command's JSON begins with."""
+        return {
+            "model": self.model,
+            "data": self.data,
+            "rows": self.landscape.num_rows,
+            "mean": self.means,
+            "std": self.stds,
+            "parameters": self.landscape.num_parameters,
+            "loss_function": self.loss_function,
+        }
+
+
+def subject(
+    model: str,
+    checkpoint: Path | None,
+    data: str,
+    *,
+    rows: int,
+    mean: str | None,
+    std: str | None,
+    positive: str,
+    loss: str | None,
+    batch_size: int,
+    batch_norm: str,
+    float64: bool,
+    seed: int,
+) -> Subject:
+    """Load network and data, and make their landscape.
+
+    A network with one output is put on the binary task with the logistic loss, one with several
+    on the classes with the cross-entropy.
+
+    Raises:
+        InputError: something does not exist, or does not fit together; says what.
+    """
+    means, stds = numbers(mean), numbers(std)
+    network = load_model(model, checkpoint, seed=seed)
+    say_untrained(model, checkpoint, seed)
+    dataset = load(data)
+    count = rows or len(dataset.labels)
+    inputs, labels = dataset.inputs[:count], dataset.labels[:count]
+    if float64:
+        network, inputs = network.double(), inputs.double()
+    inputs = normalise(inputs, means, stds)
+    outputs = _outputs(network, inputs, model, data)
+    binary = outputs == 1
+    if not binary and outputs < dataset.classes:
+        raise InputError(
+            f"{model} has {outputs} outputs, {data} {dataset.classes} classes: use one output "
+            f"for a binary task, or one a class"
+        )
+    chosen = loss or ("binary_cross_entropy" if binary else "cross_entropy")
+    if chosen not in LOSSES:
+        raise InputError(f"no loss {chosen!r}; there are {', '.join(LOSSES)}")
+    if binary:
+        labels = torch.isin(labels, torch.tensor(classes(positive))).long()
+    landscape = LossLandscape(
+        network, LOSSES[chosen], (inputs, labels), batch_size=batch_size, batch_norm=batch_norm
+    )
+    return Subject(landscape, model, data, chosen, means, stds)
+
+
+def _outputs(network: torch.nn.Module, inputs: torch.Tensor, model: str, data: str) -> int:
+    """Outputs a row, found by running one row; a misfit is an error in words."""
+    network.eval()
+    try:
+        with torch.no_grad():
+            result = network(inputs[:1])
+    except RuntimeError as error:
+        raise InputError(
+            f"{model} does not accept {data} inputs of shape {tuple(inputs[:1].shape)}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return int(result[0].numel())
