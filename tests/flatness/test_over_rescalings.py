@@ -124,6 +124,15 @@ def test_least_over_neurons_against_a_search():
     )
 
 
+def test_dead_neurons_cost_nothing():
+    h = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0], [3.0, -1.0, 0.0]]).double()
+    w = torch.tensor([[1.0, 1.0, 5.0], [4.0, 4.0, 4.0], [2.0, 0.0, 1.0]]).double()
+    part = [0, 2]
+    expected = least_over_neurons(h[part][:, :2], w[part][:, :2])
+    assert least_over_neurons(h, w) == pytest.approx(expected)
+    assert least_over_neurons(0 * h, w) == (0.0, 0.0)
+
+
 def test_normalized_flat_minima_of_the_exact_diagonal_and_of_probes():
     landscape = trained(bias=True)
     diagonal, exact = landscape.hessian().dense().diagonal(), 0.0

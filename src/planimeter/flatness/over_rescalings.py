@@ -163,17 +163,24 @@ def least_over_neurons(
     change of the last sweep. Negative h count as 0.
     """
     h = h.clamp_min(0)
+    while True:  # a neuron without either term costs nothing, its scale going to zero or infinity
+        rows = (h.sum(1) > 0) & (w.sum(1) > 0)
+        columns = (h.sum(0) > 0) & (w.sum(0) > 0)
+        if bool(rows.all()) and bool(columns.all()):
+            break
+        h, w = h[rows][:, columns], w[rows][:, columns]
+    if h.numel() == 0:
+        return 0.0, 0.0
     v = torch.ones(h.shape[1], dtype=h.dtype, device=h.device)
     value, change = float("inf"), float("inf")
-    tiny = torch.finfo(h.dtype).tiny
     for _ in range(sweeps):
-        u = ((w @ (1 / v)).clamp_min(tiny) / (h @ v).clamp_min(tiny)).sqrt()
-        v = (((1 / u) @ w).clamp_min(tiny) / (u @ h).clamp_min(tiny)).sqrt()
+        u = ((w @ (1 / v)) / (h @ v)).sqrt()
+        v = (((1 / u) @ w) / (u @ h)).sqrt()
         # The product of u and v is all that counts: keep both in range.
         scale = (u.log().mean() - v.log().mean()) / 2
         u, v = u * torch.exp(-scale), v * torch.exp(scale)
         now = float(u @ h @ v + (1 / u) @ w @ (1 / v))
-        change, value = abs(value - now) / max(now, tiny), now
+        change, value = abs(value - now) / now, now
         if change < 1e-12:
             break
     return value, change
