@@ -11,7 +11,7 @@ from planimeter.cli import app, main
 from planimeter.data import DATASETS
 from planimeter.models.fully_connected import fully_connected
 
-COMMANDS = [[], ["demo"], ["measure"], ["prior"], ["study"], ["data"]] + [
+COMMANDS = [[], ["demo"], ["measure"], ["audit"], ["slice"], ["prior"], ["study"], ["data"]] + [
     ["study", name] for name in ("list", "run", "status", "report")
 ]
 
