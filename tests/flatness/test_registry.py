@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -36,3 +38,9 @@ def test_an_unknown_name_is_refused(small_landscape):
         measure(small_landscape, ["tracee"])
     with pytest.raises(InputError, match="no measure 'qqq'; there are spectral_norm"):
         measure(small_landscape, ["qqq"])
+
+
+def test_the_docs_have_a_line_for_every_measure():
+    text = (Path(__file__).parents[2] / "docs" / "measures.md").read_text(encoding="utf-8")
+    for name in MEASURES:
+        assert f"| `{name.removeprefix('gauss_newton_')}` |" in text

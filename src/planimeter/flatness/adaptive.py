@@ -24,7 +24,7 @@ from torch import Tensor
 
 from planimeter.curvature import top_eigenvalues, trace
 from planimeter.curvature.stochastic import standard_error
-from planimeter.errors import InputError
+from planimeter.errors import InputError, NotApplicableError
 from planimeter.estimate import Estimate
 from planimeter.flatness.definition import Measure
 from planimeter.landscape import LossLandscape
@@ -66,8 +66,9 @@ def worst_case_sharpness(
 
     Raises:
         InputError: an unknown norm, or a number that is not positive.
+        NotApplicableError: the loss is not finite within the radius.
 
-    Source: Andriushchenko et al. 2023, Equation 1 and Appendix A; Auto-PGD: Croce and Hein 2020.
+    Source: Andriushchenko et al. 2023; Auto-PGD: Croce and Hein 2020.
     """
     rho = _radius(norm, adaptive, radius)
     for name, number in (("m", m), ("steps", steps), ("batches", batches or 1)):
@@ -123,7 +124,7 @@ def average_sharpness(
     Raises:
         InputError: fewer than 2 draws, or a radius that is not positive.
 
-    Source: Andriushchenko et al. 2023, Equation 2.
+    Source: Andriushchenko et al. 2023.
     """
     rho = _radius("linf", adaptive, radius)
     if draws < 2:
@@ -161,7 +162,7 @@ def adaptive_eigenvalue(
     Arguments:
         tolerance, max_products, seed: of the Lanczos search.
 
-    Source: Kwon et al. 2021 (ASAM), Andriushchenko et al. 2023, Proposition 1.
+    Source: Kwon et al. 2021 (ASAM), Andriushchenko et al. 2023.
     """
     pairs = top_eigenvalues(
         landscape.hessian().scaled(landscape.theta.square()),
@@ -195,7 +196,7 @@ def adaptive_trace(
     Arguments:
         probes, tolerance, seed: of the trace (`planimeter.curvature.trace`).
 
-    Source: Andriushchenko et al. 2023, Proposition 1.
+    Source: Andriushchenko et al. 2023.
     """
     operator = landscape.hessian().scaled(landscape.theta.square())
     return trace(operator, probes=probes, tolerance=tolerance, seed=seed, progress=progress)
@@ -284,7 +285,7 @@ def auto_pgd(
             value, slope = loss_and_slope(z)
             now = float(value)
             if not math.isfinite(now):
-                raise InputError(
+                raise NotApplicableError(
                     f"the loss is {now} within radius {radius:g}: choose a smaller radius"
                 )
             gained += now > previous
@@ -335,7 +336,7 @@ MEASURES = (
             f"{prefix} worst-case sharpness ({norm})",
             f"{'A' if adaptive else 'W'}_{norm}",
             _WORST.format("|θ|" if adaptive else "1"),
-            f"{_SOURCE} Equation 1; {'Kwon et al. 2021' if adaptive else 'Foret et al. 2021'}",
+            f"{_SOURCE}; {'Kwon et al. 2021' if adaptive else 'Foret et al. 2021'}",
             "sharpness",
             _ADAPTIVE if adaptive else frozenset(),
             partial(worst_case_sharpness, adaptive=adaptive, norm=norm),
@@ -351,7 +352,7 @@ MEASURES = (
             f"{prefix} average sharpness",
             f"{'A' if adaptive else 'W'}_avg",
             f"E L(θ+δ) - L(θ), δ ~ N(0, ρ² {'θ²' if adaptive else 'I'})",
-            f"{_SOURCE} Equation 2",
+            f"{_SOURCE}",
             "sharpness",
             _ADAPTIVE if adaptive else frozenset(),
             partial(average_sharpness, adaptive=adaptive),
@@ -382,7 +383,7 @@ MEASURES = (
             _ADAPTIVE,
             adaptive_trace,
             adaptive_trace,
-            {"probes": 30},
+            {"probes": 16},
         ),
     )
 )

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planimeter.errors import InputError
+from planimeter.errors import InputError, NotApplicableError
 from planimeter.estimate import Estimate
 from planimeter.flatness.definition import Measure
 from planimeter.landscape import LossLandscape
@@ -104,8 +104,8 @@ def keskar_sharpness(
         progress: called with the epochs or steps done and their number.
 
     Raises:
-        InputError: no such method, a number that is not positive, or a loss that is not finite
-            inside the box.
+        InputError: no such method, or a number that is not positive.
+        NotApplicableError: the loss is not finite everywhere inside the box.
 
     Source: zhang2021, Definition 2.1 and Table 1; Keskar et al. 2016, Metric 2.1.
     """
@@ -195,8 +195,10 @@ class _Box:
             raise self._outside(error) from error
         return self.see(loss), self.pulled(slope)
 
-    def _outside(self, error: InputError) -> InputError:
-        return InputError(f"inside the box of zeta {self.zeta:g} {error}: choose a smaller zeta")
+    def _outside(self, error: InputError) -> NotApplicableError:
+        return NotApplicableError(
+            f"inside the box of zeta {self.zeta:g} {error}: choose a smaller zeta"
+        )
 
     def stochastic(
         self, learning_rate: float, batch_size: int, epochs: int, progress: Progress

@@ -54,7 +54,7 @@ def minimum_sharpness(
         NotApplicableError: the network is no chain of positively homogeneous layers (found by
             rescaling it), or the trace of a layer is not positive, so that there is no minimum.
 
-    Source: Ibayashi et al. 2021, Theorem 1.
+    Source: Ibayashi et al. 2021.
     """
     layers = _chain(landscape)
     traces = block_traces(landscape.hessian(), probes=probes, seed=seed, progress=progress)
@@ -120,7 +120,7 @@ def normalized_flat_minima(
     Raises:
         NotApplicableError: there is no weight matrix or kernel.
 
-    Source: Tsuzuku, Sato and Sugiyama, arXiv 1901.04653 version 1, Section 4.
+    Source: Tsuzuku, Sato and Sugiyama, arXiv 1901.04653 version 1.
     """
     names = weight_names(landscape)
     operator = (
@@ -145,9 +145,11 @@ def normalized_flat_minima(
         left_out = torch.tensor(
             [total((groups.sum(0) - one) / (count - 1))[0] for one in groups], dtype=torch.float64
         )
-        value = count * value - (count - 1) * float(left_out.mean())
+        bias = (count - 1) * (float(left_out.mean()) - value)
+        value -= bias
         spread = float((left_out - left_out.mean()).square().sum())
-        stderr = widening(count) * math.sqrt((count - 1) / count * spread)
+        # What is left of the bias may be of the size of what was taken off.
+        stderr = math.hypot(widening(count) * math.sqrt((count - 1) / count * spread), bias)
     how = "exact diagonal" if exact else f"{spent} probes, jackknife"
     return Estimate(
         value, stderr, f"{how}, {matrix}, residual {residual:.1e}", spent, residual < 1e-6, seed
@@ -250,7 +252,7 @@ MEASURES = (
         frozenset({"layer"}),
         minimum_sharpness,
         minimum_sharpness,
-        {"probes": 30},
+        {"probes": 16},
     ),
     Measure(
         "normalized_flat_minima",
@@ -262,6 +264,6 @@ MEASURES = (
         frozenset({"layer", "neuron"}),
         normalized_flat_minima,
         normalized_flat_minima,
-        {"probes": 30},
+        {"probes": 16},
     ),
 )

@@ -3,7 +3,7 @@ r"""Relative flatness: curvature of a layer relative to its weights.
 For a layer with weights w, a row :math:`w_s` a neuron, and blocks :math:`H_{s,s'}` of the Hessian,
 
 .. math:: \kappa = \sum_{s,s'} \langle w_s, w_{s'} \rangle \, \mathrm{tr}\, H_{s,s'}
-          = E \, \langle R Z, H \, R Z \rangle, \qquad R = (w w^T)^{1/2},
+          = E \, \langle R Z, H \, R Z \rangle, \qquad R R^T = w w^T,
 
 with random signs Z of the layer's shape. The sum over layers probes all of them at once.
 """
@@ -47,7 +47,7 @@ def relative_flatness(
     Raises:
         NotApplicableError: no weight matrices, or features that cannot be normalised.
 
-    Source: Petzka et al. 2021, Definition 3 and Section 6.
+    Source: Petzka et al. 2021.
     """
     layers = relative_flatness_by_layer(
         landscape,
@@ -80,7 +80,7 @@ def relative_flatness_by_layer(
             w = w * own
             inverse = torch.where(own > 0, 1 / own, torch.zeros_like(own))
             scale = inverse.expand(w.shape)[:1].reshape(1, -1)
-        factors[name] = _root(w.flatten(1) @ w.flatten(1).T), scale
+        factors[name] = _root(w.flatten(1)), scale
 
     def along(v: Float[Tensor, "P k"], transposed: bool) -> Float[Tensor, "P k"]:
         """Every layer's part Z to R Z (or R^T Z), features scaled."""
@@ -90,7 +90,7 @@ def relative_flatness_by_layer(
             z = v[part].T.reshape(v.shape[1], len(root), -1)
             if transposed and scale is not None:
                 z = z * scale
-            z = root @ z
+            z = (root.T if transposed else root) @ z
             if not transposed and scale is not None:
                 z = z * scale
             result[part] = z.reshape(v.shape[1], -1).T
@@ -126,7 +126,7 @@ def relative_flatness_of_softmax_layer(landscape: LossLandscape) -> Estimate:
         NotApplicableError: the loss is no cross-entropy, or the last module is no linear layer
             whose outputs are the network's.
 
-    Source: Petzka et al. 2021, Section 4.
+    Source: Petzka et al. 2021.
     """
     if not predicts_classes(landscape.loss_function):
         raise NotApplicableError("the closed form is that of the cross-entropy of a softmax")
@@ -159,10 +159,13 @@ def relative_flatness_of_softmax_layer(landscape: LossLandscape) -> Estimate:
     return Estimate(total / landscape.num_rows, 0.0, f"closed form of layer {name!r}")
 
 
-def _root(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    """The symmetric root of a positive semi-definite matrix."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+def _root(w: Float[Tensor, "d m"]) -> Float[Tensor, "d d"]:
+    """R with w w' = R R'; triangular, so that neurons' factors go into its rows as they are."""
+    triangle = torch.linalg.qr(w.T, mode="r").R
+    signs = torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(w)
+    root = w.new_zeros(len(w), len(w))
+    root[:, : len(triangle)] = (signs[:, None] * triangle).T
+    return root
 
 
 def _softmax_layer(landscape: LossLandscape, **_: object) -> Estimate:
@@ -180,26 +183,26 @@ MEASURES = (
         frozenset({"layer"}),
         relative_flatness,
         relative_flatness,
-        {"probes": 30},
+        {"probes": 16},
     ),
     Measure(
         "relative_flatness_normalised",
         "relative flatness, features normalised",
         "κ'",
         "the same with every input feature divided by its deviation",
-        "Petzka et al. 2021, Section 6",
+        "Petzka et al. 2021",
         "sharpness",
         frozenset({"layer", "neuron"}),
         partial(relative_flatness, normalise_features=True),
         relative_flatness,
-        {"probes": 30},
+        {"probes": 16},
     ),
     Measure(
         "relative_flatness_softmax_layer",
         "relative flatness of the softmax layer",
         "κ_last",
         "1/N Σ_n ‖φ_n‖² (Σ_c G_cc p_nc - p_n'G p_n), G = ww'",
-        "Petzka et al. 2021, Section 4",
+        "Petzka et al. 2021",
         "sharpness",
         frozenset({"layer"}),
         _softmax_layer,

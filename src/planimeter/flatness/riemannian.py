@@ -58,7 +58,7 @@ def rangamani(
     Raises:
         NotApplicableError: all parameters are zero.
 
-    Source: rangamani2019, Section 4 (the terms away from a critical point are derived here).
+    Source: rangamani2019 (the terms away from a critical point are derived here).
     """
     blocks = _Blocks(landscape)
     hessian = landscape.hessian()
@@ -116,7 +116,7 @@ def rangamani_trace(
     Arguments:
         probes, tolerance, seed: of the trace (`planimeter.curvature.trace`).
 
-    Source: rangamani2019, Section 4.
+    Source: rangamani2019.
     """
     blocks = _Blocks(landscape)
     operator = landscape.hessian().scaled(blocks.norms**2)
@@ -177,7 +177,7 @@ MEASURES = (
         "scale-invariant sharpness S",
         "S",
         "λ_max(D^(1/2) H D^(1/2)), D = blockdiag(‖θ_i‖²)",
-        "rangamani2019 Section 4",
+        "rangamani2019",
         "sharpness",
         frozenset({"layer"}),
         rangamani,
@@ -188,7 +188,7 @@ MEASURES = (
         "scale-invariant sharpness S/(2+2L)",
         "S/(2+2L)",
         "λ_max(D^(1/2) H D^(1/2)) / (2 + 2L)",
-        "rangamani2019 Section 5",
+        "rangamani2019",
         "sharpness",
         frozenset({"layer"}),
         partial(rangamani, normalised=True),
@@ -199,11 +199,11 @@ MEASURES = (
         "trace of the scaled Hessian",
         "Σ‖θ_i‖²tr H_i",
         "Σ_i ‖θ_i‖² tr H_i",
-        "rangamani2019 Section 4",
+        "rangamani2019",
         "sharpness",
         frozenset({"layer"}),
         rangamani_trace,
         rangamani_trace,
-        {"probes": 30},
+        {"probes": 16},
     ),
 )

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from planimeter.errors import InputError
+from planimeter.errors import InputError, NotApplicableError
 from planimeter.landscape.data import BatchData
 from planimeter.landscape.modes import batch_norms, evaluation_mode, has_dropout
 from planimeter.losses import Loss, likelihood_of, predicted_classes
@@ -204,8 +204,8 @@ class LossLandscape:
         :math:`\frac1N \sum_n J_n^T\, \nabla^2_h \ell(h_n, y_n)\, J_n` (granziol2020, Section 3).
 
         Raises:
-            InputError: the loss is not convex in the outputs, so the matrix is not what the name
-                says.
+            NotApplicableError: the loss is not convex in the outputs, so the matrix is not what
+                the name says.
         """
         self._check_convex()
         return self._operator(GaussNewton("Gauss-Newton matrix", loss_curvature), self.function)
@@ -398,9 +398,12 @@ class LossLandscape:
         for _ in range(16):
             v = torch.randn(outputs.shape, generator=generator).to(outputs)
             curved = loss_curvature(self.function, outputs, targets, v)
+            # Where outputs are saturated rounding alone may bend either way: compare with others.
+            usual = loss_curvature(self.function, torch.zeros_like(outputs), targets, v)
             bend, size = float((v * curved).sum()), float((v * curved).abs().sum())
+            size = max(size, float((v * usual).abs().sum()))
             if bend < -100 * torch.finfo(self.dtype).eps * size:
-                raise InputError(
+                raise NotApplicableError(
                     "the loss is not convex in the outputs (a direction of negative curvature was "
                     "found), so its Gauss-Newton matrix is not positive: use hessian()"
                 )

@@ -42,7 +42,7 @@ def lenet5() -> LeNet5:
 def convnet() -> nn.Sequential:
     """Two strided convolutions and two linear layers, 166,406 parameters.
 
-    Source: Wong and Kolter 2018, Appendix B.1.
+    Source: Wong and Kolter 2018.
     """
     return nn.Sequential(
         nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(),

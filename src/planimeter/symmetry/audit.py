@@ -31,6 +31,7 @@ INVARIANT, CHANGES, CLAIMED, UNCLEAR = (
 )  # fmt: skip
 SAME_FUNCTION = ("layer", "neuron", "batch_norm")
 LOGITS = "logits"
+HERE = "as it is"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Audit:
         changes: rescaling ("layer", "neuron", "batch_norm", "logits") to measure to its change.
         names: rescaling to the names of what was rescaled.
         absent: rescaling to the reason why the network has none of the kind.
-        refused: measure to the reason why it does not apply.
+        refused: measure to the reason why it does not apply, here or where it is rewritten.
         fixed: what in the network allows no rescaling, in words.
         factor: the factors are random within 1/factor to factor; the logits are multiplied by it.
         tolerance: relative changes up to this count as none.
@@ -144,7 +145,7 @@ def audit(
     Raises:
         InputError: factor is not above 1, tolerance not positive, or a measure is unknown.
 
-    Source: the invariances are those of rangamani2019 Section 3 and zhang2021 Appendix F.
+    Source: the invariances are those of rangamani2019 and of zhang2021, Appendix F.
     """
     if not factor > 1 or not tolerance > 0:
         raise InputError(
@@ -158,17 +159,21 @@ def audit(
         if name in MEASURES
     }
 
+    def refuse(where: str, name: str, why: str) -> None:
+        refused.setdefault(name, why if where == HERE else f"rewritten ({where}), {why}")
+
     def values_at(point: LossLandscape, where: str) -> dict[str, Estimate]:
         return measure(
             point,
-            [name for name in chosen if name not in refused],
+            chosen if where == HERE else list(values),
             settings=quick,
             seed=seed,
             progress=lambda name, done, total: progress(f"{where}: {name}", done, total),
-            refused=refused.__setitem__,
+            refused=partial(refuse, where),
         )
 
-    values = values_at(landscape, "as it is")
+    values: dict[str, Estimate] = {}
+    values = values_at(landscape, HERE)
     inputs, _ = next(iter(landscape.batches()))
     found = find_rescalings(landscape.model, inputs)
     written, touched, absent = _rewritten(landscape, found, factor, seed)
