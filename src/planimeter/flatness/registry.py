@@ -66,7 +66,8 @@ def measure(
 
     Raises:
         InputError: a name is not in the registry; the nearest ones are suggested.
-        NotApplicableError: only one measure is asked for, and it does not apply.
+        NotApplicableError: only one measure is asked for, it does not apply, and nobody hears of
+            it by `refused`.
     """
     chosen = list(all_names() if names is None else names)
     for name in [*chosen, *(settings or {})]:
@@ -85,7 +86,7 @@ def measure(
             try:
                 found = MEASURES[name].compute(landscape, **options)
             except NotApplicableError as error:
-                if len(chosen) == 1:
+                if len(chosen) == 1 and refused is None:
                     raise
                 if refused is not None:
                     refused(name, str(error))
