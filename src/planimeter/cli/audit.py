@@ -36,6 +36,7 @@ from planimeter.flatness import MEASURES
 from planimeter.report.audit import percent, save_audit_figure
 from planimeter.symmetry import Audit
 from planimeter.symmetry import audit as run_audit
+from planimeter.symmetry.audit import INVARIANT
 
 
 def audit(
@@ -128,10 +129,11 @@ def _print(found: Audit, title: str, seconds: float) -> None:
             if change is None:
                 cells.append("does not apply")
                 continue
-            error = f" ± {100 * change.error:.1g}" if 0.005 < change.error < 10 else ""
-            cells.append(percent(change.relative) + error)
+            same = change.verdict == INVARIANT
+            cells.append(percent(change.relative, 0.0 if same else change.error))
         rows.append((MEASURES[name].name, str(estimate), *cells, found.verdict(name)))
-    print_table(f"{title}; {seconds:.0f} s", ("measure", "value", *kinds, "verdict"), rows)
+    columns = ("measure", "value", *kinds, "verdict")
+    print_table(f"{title}; {seconds:.0f} s", columns, rows, whole=1)
     for kind, names in found.names.items():
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         output.print(f"{kind}: {shown}", highlight=False, markup=False)

@@ -36,13 +36,15 @@ def print_json(content: Any) -> None:
     typer.echo(json.dumps(_strict(content), indent=2, ensure_ascii=False))
 
 
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table; what is to stand in a column of its own width is the caller's to format."""
+def print_table(
+    title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, whole: int = 0
+) -> None:
+    """A table; long cells are folded, but not those of the first `whole` columns."""
     table = Table(
         title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
     )
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for place, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=place < whole)
     for row in rows:
         table.add_row(*row)
     output.print(table)

@@ -49,15 +49,18 @@ def audit_figure(audit: Audit, title: str) -> Figure:
     return figure
 
 
-def percent(relative: float) -> str:
-    """`+12 %`, or a factor where that is shorter to read."""
+def percent(relative: float, error: float = 0.0) -> str:
+    """`+12 ± 3 %`, or a factor where that is shorter to read."""
     if not math.isfinite(relative):
         return "from 0" if relative > 0 else "not finite"
-    if abs(relative) < 5e-4:
+    if abs(relative) < 5e-4 and not error:
         return "0"
     if -0.9 < relative < 2:
-        return f"{100 * relative:+.2g} %"
-    return f"×{1 + relative:.2g}"
+        own = f"{100 * relative:+.2g}" if abs(relative) < 0.995 else f"{100 * relative:+.0f}"
+        spread = f" ± {100 * error:.1g}" if error < 0.095 else f" ± {100 * error:.0f}"
+        return f"{own}{spread if error > 5e-4 else ''} %"
+    spread = f" ± {error:.1g}" if error < 0.95 else f" ± {error:.0f}"
+    return f"×{1 + relative:.2g}{spread if error > 5e-3 else ''}"
 
 
 def save_audit_figure(audit: Audit, path: Path, title: str) -> None:
