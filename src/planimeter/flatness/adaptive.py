@@ -14,13 +14,16 @@ and their limits for small radius, :math:`\lambda_{\max}(|\theta| H |\theta|)` a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from planimeter.curvature import top_eigenvalues, trace
 from planimeter.curvature.stochastic import standard_error
@@ -32,6 +35,8 @@ from planimeter.operators.batches import Batch
 
 Progress = Callable[[int, int], None]
 NORMS = ("l2", "linf")
+TOGETHER = 16
+"""Batches that climb side by side."""
 RADII = {("l2", True): 0.5, ("l2", False): 0.05, ("linf", True): 0.01, ("linf", False): 0.001}
 """Default radius by norm and whether adaptive: those of SAM and ASAM, and for linf of the size that
 Andriushchenko et al. scan."""
@@ -77,21 +82,25 @@ def worst_case_sharpness(
     theta = landscape.theta
     scale = theta.abs() if adaptive else torch.ones_like(theta)
     total = math.ceil(landscape.num_rows / m)
-    rises: list[float] = []
+    ascents: list[Ascent] = []
     rows: list[int] = []
-    late: list[float] = []
-    for batch in landscape.minibatches(m, torch.Generator().manual_seed(seed)):
-        if batches is not None and len(rises) >= batches:
-            break
-        found = auto_pgd(landscape, batch, theta, scale, norm, rho, steps)
-        rises.append(found.best - found.start)
-        late.append(found.late)
-        rows.append(len(batch[1]))
-        progress(len(rises), min(total, batches or total))
+    for group in _groups(landscape, m, batches, seed):
+        climb = partial(
+            auto_pgd, landscape, theta=theta, scale=scale, norm=norm, radius=rho, steps=steps
+        )
+        try:
+            ascents += climb(group)
+        except RuntimeError:  # an operation has no rule for stacked networks, or memory is short
+            if len(group) == 1:
+                raise
+            ascents += [one for batch in group for one in climb([batch])]
+        rows += [len(targets) for _, targets in group]
+        progress(len(rows), min(total, batches or total))
+    rises = [ascent.best - ascent.start for ascent in ascents]
     weights = torch.tensor(rows, dtype=torch.float64) / sum(rows)
     values = torch.tensor(rises, dtype=torch.float64)
     part = len(rises) < total and len(rises) > 1
-    settled = max(late)
+    settled = max(ascent.late for ascent in ascents)
     kind = "adaptive" if adaptive else "standard"
     return Estimate(
         float(weights @ values),
@@ -202,7 +211,7 @@ def adaptive_trace(
     return trace(operator, probes=probes, tolerance=tolerance, seed=seed, progress=progress)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Ascent:
     """What an ascent of one batch's loss found.
 
@@ -221,92 +230,134 @@ class Ascent:
 
 def auto_pgd(
     landscape: LossLandscape,
-    batch: Batch,
+    batches: list[Batch],
     theta: Float[Tensor, " P"],
     scale: Float[Tensor, " P"],
     norm: str,
     radius: float,
     steps: int,
-) -> Ascent:
-    r"""Auto-PGD on one batch over :math:`\{\theta + c z : \|z\|_p \le \rho\}`.
+) -> list[Ascent]:
+    r"""Auto-PGD on each of some batches over :math:`\{\theta + c z : \|z\|_p \le \rho\}`.
 
     Momentum 0.75, first step size :math:`2 \rho`; at checkpoints the step is halved, and the
     ascent goes back to its best point, when fewer than three quarters of the steps gained or
-    neither step nor best point changed.
+    neither step nor best point changed. Batches of the same size climb side by side.
 
     Source: Croce and Hein 2020, Algorithm 1.
     """
-    inputs, targets = batch
-    dtype = landscape.dtype
-    centre, c = theta.to(dtype), scale.to(dtype)
-    shapes = {name: value.shape for name, value in landscape.parameters.items()}
-    sizes = [shape.numel() for shape in shapes.values()]
+    evaluate = _Evaluation(landscape, batches, theta.to(landscape.dtype), scale.to(landscape.dtype))
 
-    def loss_and_slope(z: Tensor) -> tuple[Tensor, Tensor]:
-        """At the point z of the ball; the slope by z."""
-        point = torch.addcmul(centre, c, z)
-        pieces = point.split(sizes)
-        leaves = {
-            name: piece.view(shape).requires_grad_()
-            for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
-        }
-        with torch.enable_grad():
-            value = landscape.loss_function(landscape.forward(leaves, inputs), targets)
-            slopes = torch.autograd.grad(
-                value, list(leaves.values()), allow_unused=True, materialize_grads=True
-            )
-        return value.detach(), torch.cat([s.reshape(-1) for s in slopes]).mul_(c)
-
-    def uphill(slope: Tensor) -> Tensor:
+    def uphill(slope: Float[Tensor, "b P"]) -> Float[Tensor, "b P"]:
         if norm == "linf":
             return slope.sign()
-        size = slope.norm()
-        return slope / size if float(size) > 0 else slope
+        return slope / slope.norm(dim=1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
 
-    def projected(z: Tensor) -> Tensor:
+    def projected(z: Float[Tensor, "b P"]) -> Float[Tensor, "b P"]:
         if norm == "linf":
             return z.clamp_(-radius, radius)
-        size = float(z.norm())
-        return z.mul_(radius / size) if size > radius else z
+        return z.mul_((radius / z.norm(dim=1, keepdim=True)).clamp_max(1.0))
 
     with landscape.mode():
-        z = torch.zeros_like(centre)
-        value, slope = loss_and_slope(z)
-        ascent = Ascent(float(value), float(value))
-        best_z, best_slope, before = z, slope, z
-        step, gained, last_step, last_best = 2 * radius, 0, 0.0, ascent.best
-        checkpoints, since = _checkpoints(steps), 0
-        previous = ascent.start
+        z = torch.zeros(len(batches), len(theta), dtype=landscape.dtype, device=landscape.device)
+        start, slope = evaluate(z)
+        best, best_z, best_slope, before = start, z, slope, z
+        step = torch.full_like(start, 2 * radius)
+        last_step, last_best, previous = torch.zeros_like(step), best, start
+        gained, since, checkpoints = torch.zeros_like(start), 0, _checkpoints(steps)
+        curve = [start]
         for k in range(steps):
-            ahead = projected(torch.add(z, uphill(slope), alpha=step))
+            ahead = projected(z + step[:, None].to(z) * uphill(slope))
             # The first step has no momentum, since z is still where it was.
-            new = ahead if k == 0 else projected(z + 0.75 * (ahead - z) + 0.25 * (z - before))
+            new = ahead if k == 0 else projected(0.75 * ahead + 0.5 * z - 0.25 * before)
             before, z = z, new
-            value, slope = loss_and_slope(z)
-            now = float(value)
-            if not math.isfinite(now):
+            value, slope = evaluate(z)
+            if not bool(torch.isfinite(value).all()):
                 raise NotApplicableError(
-                    f"the loss is {now} within radius {radius:g}: choose a smaller radius"
+                    f"the loss is not finite within radius {radius:g}: choose a smaller radius"
                 )
-            gained += now > previous
-            previous = now
-            if now > ascent.best:
-                ascent.best, best_z, best_slope = now, z, slope
-            ascent.curve.append(ascent.best)
-            since += 1
+            gained, previous, since = gained + (value > previous), value, since + 1
+            better = value > best
+            best = torch.where(better, value, best)
+            if bool(better.all()):
+                best_z, best_slope = z, slope
+            elif bool(better.any()):
+                best_z = torch.where(better[:, None], z, best_z)
+                best_slope = torch.where(better[:, None], slope, best_slope)
+            curve.append(best)
             if k + 1 in checkpoints:
-                stuck = last_step == step and last_best == ascent.best
-                last_step, last_best = step, ascent.best
-                if gained < 0.75 * since or stuck:
-                    step /= 2
-                    z, before, slope, previous = best_z, best_z, best_slope, ascent.best
-                gained = since = 0
-    rise = ascent.best - ascent.start
-    if rise > 0:
-        ascent.late = (ascent.best - ascent.curve[-1 - max(1, steps // 5)]) / rise if (
-            steps > max(1, steps // 5)
-        ) else 1.0  # fmt: skip
-    return ascent
+                back = (gained < 0.75 * since) | ((last_step == step) & (last_best == best))
+                last_step, last_best = step, best
+                step = torch.where(back, step / 2, step)
+                if bool(back.any()):
+                    z, before = (torch.where(back[:, None], best_z, v) for v in (z, before))
+                    slope = torch.where(back[:, None], best_slope, slope)
+                previous = torch.where(back, best, previous)
+                gained, since = torch.zeros_like(start), 0
+    late = max(1, steps // 5)
+    return [
+        Ascent(c[0], c[-1], (c[-1] - c[-1 - late]) / (c[-1] - c[0]) if c[-1] > c[0] else 0.0, c[1:])
+        for c in torch.stack(curve, dim=1).tolist()
+    ]
+
+
+class _Evaluation:
+    """Losses and slopes by z of batches, each at its own point theta + c z."""
+
+    def __init__(
+        self,
+        landscape: LossLandscape,
+        batches: list[Batch],
+        theta: Float[Tensor, " P"],
+        scale: Float[Tensor, " P"],
+    ) -> None:
+        self.landscape, self.theta, self.scale = landscape, theta, scale
+        self.batches = batches
+        self.shapes = {name: value.shape for name, value in landscape.parameters.items()}
+        self.sizes = [shape.numel() for shape in self.shapes.values()]
+        self.stack = _stacked(batches) if len(batches) > 1 else None
+
+    def __call__(self, z: Float[Tensor, "b P"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b P"]]:
+        points = torch.addcmul(self.theta, self.scale, z)
+        if self.stack is not None:
+            slope_of = torch.func.vmap(torch.func.grad_and_value(self._loss))
+            slopes, values = slope_of(points, *self.stack)
+        else:
+            with torch.enable_grad():
+                leaf = points[0].requires_grad_()
+                value = self._loss(leaf, *self.batches[0])
+                (slope,) = torch.autograd.grad(value, leaf)
+            slopes, values = slope[None], value.detach()[None]
+        return values.double(), slopes * self.scale
+
+    def _loss(self, point: Float[Tensor, " P"], inputs: Any, targets: Tensor) -> Tensor:
+        pieces = zip(self.shapes.items(), point.split(self.sizes), strict=True)
+        parameters = {name: piece.view(shape) for (name, shape), piece in pieces}
+        outputs = self.landscape.forward(parameters, inputs)
+        return self.landscape.loss_function(outputs, targets)
+
+
+def _stacked(batches: list[Batch]) -> Any:
+    """Batches of one size as one, along a new first dimension."""
+    leaves, layouts = zip(*(tree_flatten(batch) for batch in batches), strict=True)
+    tensors = [torch.stack(list(parts)) for parts in zip(*leaves, strict=True)]
+    return tree_unflatten(tensors, layouts[0])
+
+
+def _groups(landscape: LossLandscape, m: int, most: int | None, seed: int) -> Iterator[list[Batch]]:
+    """Shuffled batches, those of one size together where that is faster: not for convolutions."""
+    convolves = any(
+        isinstance(module, torch.nn.modules.conv._ConvNd) for module in landscape.model.modules()
+    )
+    together = 1 if convolves else TOGETHER
+    group: list[Batch] = []
+    batches = landscape.minibatches(m, torch.Generator().manual_seed(seed))
+    for batch in islice(batches, most):
+        if group and (len(group) == together or len(group[0][1]) != len(batch[1])):
+            yield group
+            group = []
+        group.append(batch)
+    if group:
+        yield group
 
 
 def _checkpoints(steps: int) -> set[int]:
