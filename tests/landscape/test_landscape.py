@@ -372,3 +372,33 @@ def test_a_state_that_does_not_fit_is_refused(small_landscape):
     ):
         with pytest.raises(InputError, match=message):
             small_landscape.with_state(state)
+
+
+def test_normalised_logits_do_not_see_their_scale():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3)
+    ).double()
+    x, y = torch.randn(30, 4).double(), torch.randint(0, 3, (30,))
+    entropy = torch.nn.functional.cross_entropy
+    plain = LossLandscape(model, entropy, (x, y))
+    one = LossLandscape(model, entropy, (x, y), normalise_logits=True)
+    z = model(x) - model(x).mean(1, keepdim=True)
+    expected = entropy(z / z.norm(dim=1, keepdim=True), y)
+    assert one.loss() == pytest.approx(float(expected), rel=1e-12)
+    louder = {name: 5 * one.state[name] for name in ("2.weight", "2.bias")}
+    two = one.with_state(louder)
+    assert two.loss() == pytest.approx(one.loss(), rel=1e-12)
+    assert two.accuracy() == plain.accuracy()
+    # Curvature scales with the logits' factor alone: H in the last layer by its inverse square.
+    layer = [op.hessian().restricted(["2"]).dense() for op in (one, two)]
+    torch.testing.assert_close(25 * layer[1], layer[0])
+    assert one.record()["logits"] == "normalised"
+    assert one.hessian().dense().shape == plain.hessian().dense().shape
+
+
+def test_one_output_has_no_logits_to_normalise():
+    model = torch.nn.Linear(4, 1)
+    data = torch.randn(9, 4), torch.randn(9, 1)
+    with pytest.raises(InputError, match="several classes"):
+        LossLandscape(model, torch.nn.functional.mse_loss, data, normalise_logits=True)

@@ -69,6 +69,9 @@ class LossLandscape:
             with `batch_norm="train-frozen-buffers"`.
         batch_norm: "eval", or "train-frozen-buffers" for the statistics of each batch with the
             running ones left alone.
+        normalise_logits: centre the outputs z of every row and divide by their norm before the
+            loss, (z - mean z) / |z - mean z|, so that it does not depend on their scale
+            (Andriushchenko et al. 2023).
         memory_budget: bytes that products with a curvature may keep from one to the next; None for
             half of the free memory at the first product.
         products: how they are computed: "auto" measures, "tape", "graph" and "recompute" insist
@@ -89,13 +92,14 @@ class LossLandscape:
         *,
         batch_size: int | None = None,
         batch_norm: str = "eval",
+        normalise_logits: bool = False,
         memory_budget: int | None = None,
         products: str = "auto",
         compile: bool = False,
     ) -> None:
         refuse_inference_mode()
         self.model, self.loss_function = model, loss
-        self.batch_norm = batch_norm
+        self.batch_norm, self.normalise_logits = batch_norm, normalise_logits
         self.mode = partial(evaluation_mode, model, batch_norm)
         self.parameters: Parameters = {
             name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad
@@ -317,7 +321,7 @@ class LossLandscape:
                 f"the model returned a {type(result).__name__}; it has to return a tensor of "
                 f"outputs, or an object or dict with `logits`"
             )
-        return result
+        return _normalised(result) if self.normalise_logits else result
 
     def record(self) -> dict[str, Any]:
         """How the model runs while it is measured, for records of results."""
@@ -327,6 +331,7 @@ class LossLandscape:
             "device": str(self.device),
             "batch_norm": self.batch_norm if norms else "none",
             "dropout": "off" if has_dropout(self.model) else "none",
+            **({"logits": "normalised"} if self.normalise_logits else {}),
         }
 
     # -- private ------------------------------------------------------------------------------
@@ -456,6 +461,17 @@ class LossLandscape:
             self.dtype,
             None if names else restrict,
         )
+
+
+def _normalised(outputs: Float[Tensor, "n c ..."]) -> Float[Tensor, "n c ..."]:
+    """Centred and of norm 1 over the classes."""
+    if outputs.ndim < 2 or outputs.shape[1] < 2:
+        raise InputError(
+            f"logits are normalised over several classes, the outputs have shape "
+            f"{tuple(outputs.shape)}"
+        )
+    centred = outputs - outputs.mean(1, keepdim=True)
+    return centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def refuse_non_finite(parameters: Parameters) -> None:
