@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -84,6 +85,7 @@ def test_m_sharpness_is_a_mean_over_batches_by_their_size():
     part = worst_case_sharpness(landscape, norm="l2", radius=0.1, m=8, batches=4)
     assert part.stderr > 0
     assert "4 of 5 batches" in part.method
+    assert math.isnan(worst_case_sharpness(landscape, norm="l2", m=8, batches=1).stderr)
 
 
 def test_settings_in_error():

@@ -120,6 +120,7 @@ def test_a_network_without_rescalings_says_why():
     found = audit(LossLandscape(model, F.cross_entropy, data), ["trace"])
     assert list(found.changes) == ["logits"]
     assert "gelu" in found.absent["layer"].lower()
+    assert found.verdict("trace") == "not tested"
     assert found.to_report() == []
 
 

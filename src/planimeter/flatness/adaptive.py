@@ -99,12 +99,14 @@ def worst_case_sharpness(
     rises = [ascent.best - ascent.start for ascent in ascents]
     weights = torch.tensor(rows, dtype=torch.float64) / sum(rows)
     values = torch.tensor(rises, dtype=torch.float64)
-    part = len(rises) < total and len(rises) > 1
+    error = 0.0
+    if len(rises) < total:
+        error = standard_error(values) if len(rises) > 1 else math.nan
     settled = max(ascent.late for ascent in ascents)
     kind = "adaptive" if adaptive else "standard"
     return Estimate(
         float(weights @ values),
-        standard_error(values) if part else 0.0,
+        error,
         f"Auto-PGD, {kind} {norm}, radius {rho:g}, m {m}, {steps} steps, "
         f"{len(rises)} of {total} batches, residual {settled:.1e}",
         converged=settled < 0.05,

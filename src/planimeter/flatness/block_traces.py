@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planimeter.curvature.stochastic import identity_columns, rademacher, standard_error
-from planimeter.errors import NotApplicableError
+from planimeter.errors import InputError, NotApplicableError
 from planimeter.landscape import LossLandscape
 from planimeter.operators import CurvatureOperator
 
@@ -73,6 +73,8 @@ def block_traces(
     Other blocks add to the spread, but not to the mean. From P probes on, the coordinates are
     probed one by one and the traces are exact.
     """
+    if probes < 2:
+        raise InputError(f"an error needs at least 2 probes, got {probes}")
     parts = list(operator.blocks.values())
     exact = probes >= operator.size
     if exact:

@@ -1,7 +1,7 @@
 r"""Measures of the spectrum of the Hessian, or of the Gauss-Newton matrix.
 
 With eigenvalues :math:`\lambda_1 \ge \lambda_2 \ge \dots` of either matrix. What they have in
-common, the eigenpairs of largest magnitude and random probes of the rest, is computed once when
+common, the k largest eigenvalues and random probes of the rest, is computed once when
 several are asked for together (`planimeter.flatness.measure`).
 """
 

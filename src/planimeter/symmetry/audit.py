@@ -26,8 +26,8 @@ from planimeter.symmetry.finding import find_rescalings
 from planimeter.symmetry.rescalings import Rescalings
 from planimeter.symmetry.transformed import rescaled
 
-INVARIANT, CHANGES, CLAIMED, UNCLEAR = (
-    "invariant", "changes", "claimed invariant but changes", "within its error",
+INVARIANT, CHANGES, CLAIMED, UNCLEAR, UNTESTED = (
+    "invariant", "changes", "claimed invariant but changes", "within its error", "not tested",
 )  # fmt: skip
 SAME_FUNCTION = ("layer", "neuron", "batch_norm")
 LOGITS = "logits"
@@ -79,14 +79,19 @@ class Audit:
     seed: int
 
     def verdict(self, name: str) -> str:
-        """Of one measure over all rescalings that leave the function as it is."""
-        found = [self.changes[kind][name].verdict for kind in self._same() if self._has(kind, name)]
-        return next((v for v in (CLAIMED, CHANGES, UNCLEAR) if v in found), INVARIANT)
+        """Of one measure over all rescalings that leave the function as it is.
+
+        "not tested" where the network has none, or the measure does not apply at one of them.
+        """
+        kinds = self._same()
+        found = [self.changes[k][name].verdict if name in self.changes[k] else "" for k in kinds]
+        worst = next((v for v in (CLAIMED, CHANGES) if v in found), "")
+        if worst or (found and all(found)):
+            return worst or (UNCLEAR if UNCLEAR in found else INVARIANT)
+        return UNTESTED
 
     def to_report(self) -> list[str]:
         """The measures that were invariant under every rescaling that the network has."""
-        if not self._same():
-            return []
         return [name for name in self.values if self.verdict(name) == INVARIANT]
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,9 +120,6 @@ class Audit:
 
     def _same(self) -> list[str]:
         return [kind for kind in SAME_FUNCTION if kind in self.changes]
-
-    def _has(self, kind: str, name: str) -> bool:
-        return name in self.changes[kind]
 
 
 def audit(
@@ -258,7 +260,8 @@ def _change(name: str, kind: str, here: Estimate, there: Estimate, tolerance: fl
     scale = abs(here.value)
     if scale == 0 or not math.isfinite(here.value) or not math.isfinite(there.value):
         same = here.value == there.value
-        relative, error = (0.0, 0.0) if same else (math.inf, 0.0)
+        nothing = math.isnan(here.value) or math.isnan(there.value)
+        relative, error = 0.0 if same else math.nan if nothing else math.inf, 0.0
     else:
         relative = (there.value - here.value) / scale
         error = math.hypot(there.stderr, here.stderr * there.value / here.value) / scale
@@ -267,7 +270,7 @@ def _change(name: str, kind: str, here: Estimate, there: Estimate, tolerance: fl
     # The same random numbers here and there: what is invariant mostly repeats to rounding.
     if abs(relative) <= tolerance:
         verdict = INVARIANT
-    elif abs(relative) <= 3 * error:
+    elif not abs(relative) > 3 * error:  # also where either is not known
         verdict = UNCLEAR
     else:
         verdict = CLAIMED if claimed else CHANGES
