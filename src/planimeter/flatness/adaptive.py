@@ -395,6 +395,7 @@ MEASURES = (
             partial(worst_case_sharpness, adaptive=adaptive, norm=norm),
             worst_case_sharpness,
             {"batches": 4},
+            by_layer=True,
         )
         for prefix, adaptive in (("adaptive", True), ("standard", False))
         for norm, suffix in (("linf", ""), ("l2", "l2"))
@@ -411,6 +412,7 @@ MEASURES = (
             partial(average_sharpness, adaptive=adaptive),
             average_sharpness,
             {"draws": 10},
+            by_layer=True,
         )
         for prefix, adaptive in (("adaptive", True), ("standard", False))
     )
@@ -425,6 +427,7 @@ MEASURES = (
             _ADAPTIVE,
             adaptive_eigenvalue,
             adaptive_eigenvalue,
+            by_layer=True,
         ),
         Measure(
             "adaptive_trace",
@@ -437,6 +440,7 @@ MEASURES = (
             adaptive_trace,
             adaptive_trace,
             {"probes": 16},
+            by_layer=True,
         ),
     )
 )

@@ -359,6 +359,7 @@ MEASURES = tuple(
         partial(compute, matrix=matrix),
         function,
         _QUICK.get(name, {}),
+        by_layer=name != "rank_bound",
     )
     for matrix, prefix, long, letter in (
         ("hessian", "", "Hessian", "H"),

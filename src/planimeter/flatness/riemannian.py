@@ -182,6 +182,7 @@ MEASURES = (
         frozenset({"layer"}),
         rangamani,
         rangamani,
+        by_layer=True,
     ),
     Measure(
         "rangamani_normalised",
@@ -193,6 +194,7 @@ MEASURES = (
         frozenset({"layer"}),
         partial(rangamani, normalised=True),
         rangamani,
+        by_layer=True,
     ),
     Measure(
         "rangamani_trace",
@@ -205,5 +207,6 @@ MEASURES = (
         rangamani_trace,
         rangamani_trace,
         {"probes": 16},
+        by_layer=True,
     ),
 )
