@@ -52,7 +52,7 @@ def print_table(
 
 def print_wide_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table whose cells stay whole: columns that do not fit follow below, the first one again."""
-    widths = [max(map(len, column)) + 2 for column in zip(columns, *rows, strict=True)]
+    widths = [max(map(len, column)) + 3 for column in zip(columns, *rows, strict=True)]
     groups: list[list[int]] = [[0]]
     for place in range(1, len(columns)):
         taken = sum(widths[p] for p in groups[-1])
