@@ -1,6 +1,6 @@
 """Real data sets, their files and checks, the splits that the studies train on, and batches."""
 
-from planimeter.data.batches import AUGMENTATIONS, TrainingBatches
+from planimeter.data.batches import AUGMENTATIONS, OrderedBatches, training_batches
 from planimeter.data.classes import binary, grouped
 from planimeter.data.constants import NORMALISATIONS, constants
 from planimeter.data.dataset import Dataset
@@ -16,9 +16,9 @@ __all__ = [
     "NORMALISATIONS",
     "WRONG_LABELS",
     "Dataset",
+    "OrderedBatches",
     "Split",
     "StoredInputs",
-    "TrainingBatches",
     "binary",
     "binary_split",
     "constants",
@@ -26,4 +26,5 @@ __all__ = [
     "load",
     "normalise",
     "split",
+    "training_batches",
 ]

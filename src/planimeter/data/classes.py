@@ -41,9 +41,7 @@ def grouped(dataset: Dataset, groups: Sequence[Sequence[Class]]) -> Dataset:
         return result
     labels = group_of[dataset.test_labels]
     kept = (labels >= 0).nonzero().reshape(-1)
-    return replace(
-        result, test_inputs=dataset.test_inputs.select(kept), test_labels=labels[kept]
-    )
+    return replace(result, test_inputs=dataset.test_inputs.select(kept), test_labels=labels[kept])
 
 
 def binary(dataset: Dataset, positive: Sequence[Class] | None = None) -> Dataset:

@@ -89,10 +89,9 @@ _CIFAR100_CLASSES = """
 
 
 def _table(
-    name: str, description: str, rows: int, class_names: tuple[str, ...] = ()
-) -> dict[str, DatasetInfo]:
-    table = tables.TABLES[name]
-    info = DatasetInfo(
+    table: tables.Table, description: str, rows: int, class_names: tuple[str, ...] = ()
+) -> DatasetInfo:
+    return DatasetInfo(
         description,
         (rows, 0),
         2,
@@ -101,13 +100,10 @@ def _table(
         class_names,
         normalisation="standardised",
     )
-    return {name: info}
 
 
 DATASETS: dict[str, DatasetInfo] = {
-    "digits": DatasetInfo(
-        "8x8 digits, embedded (scikit-learn)", (1797, 0), 10, images.load_digits
-    ),
+    "digits": DatasetInfo("8x8 digits, embedded (scikit-learn)", (1797, 0), 10, images.load_digits),
     "mnist": DatasetInfo(
         "28x28 digits",
         (60000, 10000),
@@ -154,13 +150,13 @@ DATASETS: dict[str, DatasetInfo] = {
         boolean_system,
         settings=("n", "target", "target_seed"),
     ),
-    **_table("ionosphere", "34 radar readings, UCI", 351, ("bad", "good")),
-    **_table("sonar", "60 sonar readings, UCI", 208, ("rock", "mine")),
-    **_table("haberman", "3 facts about patients, UCI", 306, ("survived", "died")),
-    **_table("banknote", "4 image statistics, UCI", 1372),
-    **_table(
-        "breast-cancer-wisconsin",
-        "9 cell features, UCI; rows with a missing value are left out",
+    "ionosphere": _table(tables.IONOSPHERE, "34 radar readings, UCI", 351, ("bad", "good")),
+    "sonar": _table(tables.SONAR, "60 sonar readings, UCI", 208, ("rock", "mine")),
+    "haberman": _table(tables.HABERMAN, "3 facts about patients, UCI", 306, ("survived", "died")),
+    "banknote": _table(tables.BANKNOTE, "4 image statistics, UCI", 1372),
+    "breast-cancer-wisconsin": _table(
+        tables.BREAST_CANCER,
+        "9 cell features, UCI; the 16 rows with a missing value are left out",
         683,
         ("benign", "malignant"),
     ),

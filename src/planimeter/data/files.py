@@ -15,7 +15,7 @@ import lzma
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -45,14 +45,14 @@ class FileSet:
     """
 
     name: str
-    md5: dict[str, str]
-    members: dict[str, str | None]
+    md5: Mapping[str, str]
+    members: Mapping[str, str | None]
     address: str = ""
     source: str = ""
     folder: str = ""
     elsewhere: tuple[str, ...] = ()
     repacked: tuple[str, ...] = ()
-    also: dict[str, str] | None = None
+    also: Mapping[str, str] | None = None
     text: bool = False
 
     @property
@@ -87,7 +87,9 @@ def missing_files(files: FileSet) -> list[Path]:
     """Paths of the published files that are needed; none where their content is there."""
     if found_files(files):
         return []
-    present = {path.name.removesuffix(".gz") for m in files.members if (path := _unpacked(files, m))}
+    present = {
+        path.name.removesuffix(".gz") for m in files.members if (path := _unpacked(files, m))
+    }
     return [files.path / name for name in files.md5 if name.removesuffix(".gz") not in present]
 
 
@@ -157,9 +159,7 @@ def _read_archive(path: Path, files: FileSet) -> Iterator[tuple[str, bytes]]:
     except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
         raise _damaged(path, files, str(error)) from error
     if absent:  # tarfile takes an archive that is cut off between two files for a whole one
-        raise InputError(
-            f"{path} has no {next(iter(absent))}: delete it and {files.way_out()}"
-        )
+        raise InputError(f"{path} has no {next(iter(absent))}: delete it and {files.way_out()}")
 
 
 def _checked(content: bytes, md5: str | None, path: Path, to_delete: Path, files: FileSet) -> bytes:

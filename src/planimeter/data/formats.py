@@ -1,4 +1,7 @@
-"""What is in the files: idx and CIFAR's binary layout, as tensors of bytes. Nothing is unpickled."""
+"""The formats of image files, idx and CIFAR's binary layout, as tensors of bytes.
+
+Nothing is ever unpickled.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from planimeter.errors import InputError
 _PIXELS = 3 * 32 * 32
 
 
-def read_idx(raw: bytes) -> UInt8[Tensor, "..."]:
+def read_idx(raw: bytes) -> UInt8[Tensor, ...]:
     """The idx format: two zero bytes, type 8 (uint8), number of dimensions, big-endian sizes.
 
     Raises:
@@ -26,14 +29,14 @@ def read_idx(raw: bytes) -> UInt8[Tensor, "..."]:
     shape = [int.from_bytes(raw[place : place + 4], "big") for place in range(4, start, 4)]
     if len(raw) != start + math.prod(shape):
         size = " x ".join(map(str, shape))
-        raise InputError(f"an idx file of {size} values has {start + math.prod(shape)} bytes, "
-                         f"this one {len(raw)}")
+        raise InputError(
+            f"an idx file of {size} values has {start + math.prod(shape)} bytes, "
+            f"this one {len(raw)}"
+        )
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy())
 
 
-def read_cifar(
-    raw: bytes, labels: int = 1
-) -> tuple[UInt8[Tensor, "n 3 32 32"], Int[Tensor, " n"]]:
+def read_cifar(raw: bytes, labels: int = 1) -> tuple[UInt8[Tensor, "n 3 32 32"], Int[Tensor, " n"]]:
     """CIFAR's binary layout, a row an image: labels, then 32 x 32 red, green and blue pixels.
 
     Arguments:

@@ -66,7 +66,7 @@ class Split:
         return self.pool[rows], labels
 
     def with_attack_set(self, size: int, seed: int) -> tuple[StoredInputs, Int[Tensor, " n"]]:
-        """S and then the attack set, as stored rows for `TrainingBatches`."""
+        """S and then the attack set, as stored rows for `training_batches`."""
         rows, labels = self._attack(size, seed)
         return self.train.joined(self.pool.select(rows)), torch.cat([self.train_labels, labels])
 

@@ -54,9 +54,7 @@ class StoredInputs:
             return self[[range(len(self))[rows]]][0]
         return self.to_floats(self.raw(rows))
 
-    def raw(
-        self, rows: slice | Sequence[int] | Int[Tensor, " k"]
-    ) -> Shaped[Tensor, "k c *size"]:
+    def raw(self, rows: slice | Sequence[int] | Int[Tensor, " k"]) -> Shaped[Tensor, "k c *size"]:
         """The rows as they are stored."""
         if self.rows is None:
             return self.values[rows]
@@ -83,9 +81,7 @@ class StoredInputs:
         ]
         return replace(self, rows=torch.cat(both))
 
-    def normalised(
-        self, mean: Sequence[float] | None, std: Sequence[float] | None
-    ) -> StoredInputs:
+    def normalised(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> StoredInputs:
         """The same rows, normalised by these constants instead; see `normalise`.
 
         Raises:

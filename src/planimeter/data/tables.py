@@ -35,43 +35,41 @@ class Table:
     skipped: int = 0
 
 
-def _table(
-    name: str, file: str, md5: str, number: int, zero: str, one: str, columns: int, **more: int
-) -> Table:
-    also = {file: _PUBLISHED[file]} if file in _PUBLISHED else None
-    files = FileSet(
+# By file: the sum of its lines, and what the repository calls it if copies have another name.
+_FILES = {
+    "ionosphere.data": ("a49bc18511a602542b02ce7020507a56", ""),
+    "sonar.csv": ("84e1c0186ca4654f24ae4525cbb42a12", "sonar.all-data"),
+    "haberman.csv": ("a2c38836f8d99adfb80ceef823b3ba61", "haberman.data"),
+    "banknote_authentication.csv": (
+        "1e38016104f5322a0ee1dbbb37a55179",
+        "data_banknote_authentication.txt",
+    ),
+    "breast-cancer-wisconsin.data": ("a7dd3203695a7a0607943fa059958772", ""),
+}
+
+
+def _files(name: str, file: str, number: int) -> FileSet:
+    """A table's one file; `number` is the repository's own for the data set."""
+    md5, published = _FILES[file]
+    called = f", where it is called {published}" if published else ""
+    return FileSet(
         name,
         md5={file: md5},
         members={file: md5},
-        source=f"from https://archive.ics.uci.edu/dataset/{number}"
-        + (f", where it is called {also[file]}" if also else ""),
+        source=f"from https://archive.ics.uci.edu/dataset/{number}{called}",
         folder="uci",
-        also=also,
+        also={file: published} if published else None,
         text=True,
     )
-    return Table(files, zero, one, columns, **more)
 
 
-# What the repository calls files that are usually passed on under another name.
-_PUBLISHED = {
-    "sonar.csv": "sonar.all-data",
-    "haberman.csv": "haberman.data",
-    "banknote_authentication.csv": "data_banknote_authentication.txt",
-}
-
-TABLES = {
-    table.files.name: table
-    for table in (
-        _table("ionosphere", "ionosphere.data", "a49bc18511a602542b02ce7020507a56", 52, "b", "g", 34),
-        _table("sonar", "sonar.csv", "84e1c0186ca4654f24ae4525cbb42a12", 151, "R", "M", 60),
-        _table("haberman", "haberman.csv", "a2c38836f8d99adfb80ceef823b3ba61", 43, "1", "2", 3),
-        _table("banknote", "banknote_authentication.csv", "1e38016104f5322a0ee1dbbb37a55179", 267, "0", "1", 4),
-        _table(
-            "breast-cancer-wisconsin", "breast-cancer-wisconsin.data", "a7dd3203695a7a0607943fa059958772", 15, "2", "4", 9,
-            skipped=1,
-        ),
-    )
-}  # fmt: skip
+IONOSPHERE = Table(_files("ionosphere", "ionosphere.data", 52), "b", "g", 34)
+SONAR = Table(_files("sonar", "sonar.csv", 151), "R", "M", 60)
+HABERMAN = Table(_files("haberman", "haberman.csv", 43), "1", "2", 3)
+BANKNOTE = Table(_files("banknote", "banknote_authentication.csv", 267), "0", "1", 4)
+BREAST_CANCER = Table(
+    _files("breast-cancer-wisconsin", "breast-cancer-wisconsin.data", 15), "2", "4", 9, skipped=1
+)
 
 
 def load_table(table: Table) -> Dataset:

@@ -12,27 +12,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from planimeter.data import DATASETS
 from planimeter.errors import InputError
 from planimeter.flatness import MEASURES
+from planimeter.study.data_spec import DataSpec
 
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataSpec(_Spec):
-    """S and E: which data set, how many rows, which classes are 1, chosen by which seed."""
-
-    name: str
-    train: int = Field(ge=1)
-    test: int = Field(ge=1)
-    positive: tuple[int, ...] = (5, 6, 7, 8, 9)
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _known(self) -> DataSpec:
-        return _one_of("data set", self.name, DATASETS, self)
 
 
 class ModelSpec(_Spec):
@@ -133,6 +119,12 @@ class Study(_Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
+        available, largest = self.data.largest_attack_set(), max(self.grid.attack)
+        if available < largest:
+            raise ValueError(
+                f"{self.data.name} has {max(available, 0)} rows beside the training and test sets, "
+                f"too few for an attack set of {largest}"
+            )
         for name, settings in self.measures.items():
             _one_of("measure", name, MEASURES, self)
             for setting, value in settings.items():

@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planimeter.data import BinarySplit, binary_split, load
+from planimeter.data import Split
 from planimeter.estimate import Estimate
 from planimeter.flatness import measure
 from planimeter.landscape import LossLandscape
 from planimeter.losses import binary_cross_entropy, predicted_classes
 from planimeter.models.fully_connected import fully_connected
 from planimeter.prior import log_prior, nngp_kernel
-from planimeter.study.spec import DataSpec, ModelSpec, Study
+from planimeter.study.data_spec import DataSpec
+from planimeter.study.spec import ModelSpec, Study
 from planimeter.training import fit_to_zero_error, make_optimiser
 
 # Raise this when a change of code changes the results of trials: old records then do not count.
@@ -101,6 +102,9 @@ def run_trial(trial: Trial, weights: Path | None = None) -> dict[str, Any]:
             [trial.seed, trial.attack, trial.repetition]
         ).generate_state(4)
     )
+    if trial.data.get("ladder"):  # sets of all sizes from one seed contain one another
+        ladder = np.random.SeedSequence([trial.seed, 0, trial.repetition])
+        attack_seed = int(ladder.generate_state(2)[1])
     split = _split(json.dumps(trial.data, sort_keys=True))
     model = fully_connected(
         split.train_inputs[0].numel(),
@@ -162,11 +166,8 @@ def run_trial(trial: Trial, weights: Path | None = None) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4)
-def _split(data: str) -> BinarySplit:
-    spec = DataSpec.model_validate_json(data)
-    return binary_split(
-        load(spec.name), train=spec.train, test=spec.test, positive=spec.positive, seed=spec.seed
-    )
+def _split(data: str) -> Split:
+    return DataSpec.model_validate_json(data).split()
 
 
 @lru_cache(maxsize=2)
