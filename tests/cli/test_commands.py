@@ -147,8 +147,14 @@ def test_prior(user, planimeter):
 def test_lists(user, planimeter, monkeypatch):
     monkeypatch.setenv("PLANIMETER_DATA", str(user))
     _, text, _ = planimeter("data", "list", "--json", cwd=user)
-    ready = {entry["name"]: entry["ready"] for entry in json.loads(text)["data"]}
-    assert ready == {"digits": True, "mnist": False, "cifar10": False}
+    data = {entry["name"]: entry for entry in json.loads(text)["data"]}
+    assert {name for name, entry in data.items() if entry["ready"]} >= {"digits", "boolean"}
+    assert not data["mnist"]["ready"]
+    assert data["mnist"]["rows"] == [60000, 10000]
+    assert data["mnist"]["where"] == "missing: run `planimeter data fetch mnist`"
+    assert f"put sonar.csv into {user}/uci (from" in data["sonar"]["where"]
+    _, text, _ = planimeter("data", "list", cwd=user)
+    assert re.search(r"cifar10 +50,000 \+ *10,000", re.sub(r"\s+", " ", text))
     _, text, _ = planimeter("study", "list", "--json", cwd=user)
     assert {"demo", "zhang2021/fig3-mnist"} <= {entry["id"] for entry in json.loads(text)}
 

@@ -49,7 +49,7 @@ def mirror(tmp_path):
     site.mkdir()
     handler = type("Handler", (Server,), {"asked": [], "site": site})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     (site / NAME).write_bytes(CONTENT)
     yield site, f"http://127.0.0.1:{server.server_port}", handler
     server.shutdown()
