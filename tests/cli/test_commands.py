@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from planimeter.cli import app, main
-from planimeter.data import DATASETS
 from planimeter.models.fully_connected import fully_connected
 
 COMMANDS = [[], ["demo"], ["measure"], ["audit"], ["slice"], ["prior"], ["study"], ["data"]] + [
@@ -202,7 +201,7 @@ def test_a_study_from_start_to_report(small_study_file, planimeter):
         (["measure", "mynets:fcn", "--loss", "hinge"], "no loss 'hinge'"),
         (["prior", "mynets:tanh"], "'2' is Tanh"),
         (["prior", "mynets:ten"], "the orthant prior is binary"),
-        (["prior", "mynets:fcn", "--positive", "5,x"], "not a list of class numbers"),
+        (["prior", "mynets:fcn", "--positive", "5,x"], "no class 'x'; there are 0 to 9"),
         (["prior", "mynets:fcn", "--train", "5000"], "too few rows for 5000 training"),
         (["study", "run", "nothing.yaml"], "no study file at nothing.yaml"),
         (["study", "run", "demos"], "did you mean 'demo'"),
@@ -215,8 +214,6 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(
     user, planimeter, monkeypatch, arguments, sentence
 ):
     monkeypatch.setenv("PLANIMETER_DATA", str(user))
-    for info in DATASETS.values():
-        info.load.cache_clear()  # another test may have loaded real files
     (user / "bad.yaml").write_text(
         "title: bad\ndata: {name: digits, trian: 20, test: 20}\n"
         "grid: {optimisers: [{name: adam}], attack: [0], repetitions: 1}\n"

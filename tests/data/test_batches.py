@@ -50,12 +50,7 @@ def test_an_augmented_image_is_a_crop_of_its_padded_self_or_mirror_image():
             for flipped in (False, True)
             for y in range(9)
             for x in range(9)
-            if torch.equal(
-                result,
-                (crop := padded[:, y : y + 12, x : x + 12]).flip(2)
-                if flipped
-                else padded[:, y : y + 12, x : x + 12],
-            )
+            if torch.equal(result.flip(2) if flipped else result, padded[:, y : y + 12, x : x + 12])
         }
         assert len(places) == 1
         seen |= places
@@ -83,7 +78,7 @@ def test_what_is_measured_cannot_be_augmented():
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     source = training_batches(*digits.with_attack_set(0, 0), batch_size=8, augmentation="flip_crop")
     for data in (source, source(torch.Generator())):
-        with pytest.raises(InputError, match="data must be tensors .* or an iterable"):
+        with pytest.raises(InputError, match=r"data must be tensors .* or an iterable"):
             LossLandscape(net, torch.nn.functional.cross_entropy, data)
     before = digits.train_inputs.clone()
     list(source(torch.Generator()))

@@ -63,7 +63,10 @@ def test_each_row_goes_to_one_place(kind, train):
     assert parts.test_labels.tolist() == [row % 5 for row in test_rows]
     assert all(label != row % 5 for row, label in zip(attack_rows, wrong.tolist(), strict=True))
     if kind == "permuted":
-        assert len({(row % 5, label) for row, label in zip(attack_rows, wrong.tolist())}) == 5
+        assert (
+            len({(row % 5, label) for row, label in zip(attack_rows, wrong.tolist(), strict=True)})
+            == 5
+        )
 
 
 @given(
@@ -171,5 +174,5 @@ def test_too_few_rows_of_a_test_part():
 def test_impossible_attack_sets_and_corruption(digits):
     with pytest.raises(InputError, match="only 897 are left"):
         digits.attack_set(898, seed=0)
-    with pytest.raises(InputError, match="from 0 to 1, got 1.5"):
+    with pytest.raises(InputError, match=r"from 0 to 1, got 1\.5"):
         digits.corrupted(1.5)

@@ -51,7 +51,7 @@ def test_permuted_labels_are_one_permutation_each_equally_probable():
 
 
 def test_bad_input():
-    with pytest.raises(InputError, match="no wrong labels 'permute'.*did you mean 'permuted'"):
+    with pytest.raises(InputError, match=r"no wrong labels 'permute'.*did you mean 'permuted'"):
         wrong(torch.zeros(3).long(), 3, "permute", 0)
     with pytest.raises(InputError, match="with one class no label is wrong"):
         wrong(torch.zeros(3).long(), 1, "uniform", 0)
