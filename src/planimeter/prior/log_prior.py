@@ -5,94 +5,92 @@ r"""log P(f): the prior probability that a Gaussian process classifies a set of 
 with the noise variance :math:`\varsigma = 0` (Heaviside link: the network's own sign function, and
 what zhang2021 defines), or :math:`\varsigma = 1`, which equals the probit link on K (what its
 authors computed). Natural logarithms throughout.
+
+Beside the kernel, two matrices of its size in float64 are all the memory that is used: the signed
+correlation is read from the kernel in panels, and everything else is done in place.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from planimeter.errors import InputError
-from planimeter.estimate import format_with_error
 from planimeter.prior.cumulant_correction import cumulant_correction
+from planimeter.prior.direct_orthant import direct_log_orthant
+from planimeter.prior.exact_orthant import LARGEST, exact_log_orthant
 from planimeter.prior.expectation_propagation import (
+    EPSolution,
     expectation_propagation,
     posterior_covariance,
     tempered,
 )
-from planimeter.prior.orthant_smc import orthant_smc
+from planimeter.prior.in_place import cholesky_
+from planimeter.prior.log_probability import LogProbability
+from planimeter.prior.minimax_tilting import minimax_log_orthant
+from planimeter.prior.orthant_smc import SMCResult, orthant_smc, runs_together
+from planimeter.prior.signed_kernel import (
+    CheckedKernel,
+    SignedKernel,
+    check_kernel,
+    check_memory,
+    check_rank,
+    dense,
+)
 
-# Two outputs whose correlation is this close to +-1 are one random variable: what is left is the
-# rounding of the kernel itself.
-_SAME_VARIABLE = 1e-13
+METHODS = ("auto", "smc", "ep", "direct", "exact", "minimax")
 # Above this ratio of the fourth to the third cumulant order, the corrected value over-corrects,
 # and the EP posterior has thinner tails than the truth: guided by it, weights have no variance.
 # Its sites to this power are wide enough (measured on equicorrelated and one-class problems).
 _SERIES_ALARM = 0.3
 _WIDER_GUIDE = 0.3
+# Where EP is rough and P is at least this, counting is as exact as particles, and simpler.
+_LARGE = math.log(0.02)
 # Sites this much more precise than the prior cost so many digits that 0.01 nats are in doubt
 # (measured on kernels of nearly equal inputs).
 _PRECISION_ALARM = 1e9
+# Draws of direct sampling and of minimax tilting, in units of particles x runs.
+_CHEAP_DRAWS = 12
+# Starting from another labelling's sites pays while fewer of the labels than this differ.
+_NEAR = 0.25
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class LogProbability:
-    """log P(f) with its error and everything it was obtained from. Natural logarithms.
+class Settings:
+    """How log P is computed; the arguments of `log_prior`."""
 
-    Arguments:
-        value: log P(f), from sequential Monte Carlo.
-        stderr: its standard error, from independent runs.
-        ep: the value of expectation propagation alone.
-        corrected: EP with the second-order cumulant correction.
-        runs: the value of each independent run.
-        noise: variance added to the kernel's diagonal; 0 is Heaviside, 1 the probit link.
-        sweeps: of EP.
-        residual: of EP: largest mismatch of a tilted and a posterior mean, in posterior standard
-            deviations.
-        converged: whether EP met its tolerance (the value is unbiased even when not).
-        alarms: what a reader should know before believing the numbers; usually empty.
-        impossible: two inputs that are the same but labelled oppositely, when P(f) = 0.
-    """
+    method: str = "auto"
+    particles: int = 1000
+    runs: int = 8
+    stderr: float | None = None
+    max_runs: int = 64
+    seed: int = 0
+    tolerance: float = 1e-4
+    max_sweeps: int = 200
+    precision: torch.dtype = torch.float64
+    progress: Progress = lambda stage, done, total: None
 
-    value: float
-    stderr: float
-    ep: float
-    corrected: float
-    runs: tuple[float, ...]
-    noise: float
-    sweeps: int
-    residual: float
-    converged: bool
-    alarms: tuple[str, ...] = ()
-    impossible: tuple[int, int] | None = None
-
-    @property
-    def log10(self) -> float:
-        """The value as a decimal logarithm."""
-        return self.value / math.log(10)
-
-    def __str__(self) -> str:
-        if self.impossible is not None:
-            i, j = self.impossible
-            return f"-inf (inputs {i} and {j} are the same but labelled differently)"
-        text = format_with_error(self.value, self.stderr)
-        stopped = f", EP NOT CONVERGED in {self.sweeps} sweeps, residual {self.residual:.1e}"
-        state = "" if self.converged else stopped
-        notes = "".join(f"; {alarm}" for alarm in self.alarms)
-        return f"{text} (EP {self.ep:.3f}, noise {self.noise:g}{state}{notes})"
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values; an infinite value becomes the string "-inf"."""
-        fields = asdict(self)
-        return {
-            name: ("-inf" if value == -math.inf else value) for name, value in fields.items()
-        } | {"runs": list(self.runs), "alarms": list(self.alarms)}
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"unknown method {self.method!r}: one of {', '.join(METHODS)}")
+        if self.runs < 2 or self.particles < 2:
+            raise InputError(
+                f"{self.runs} runs of {self.particles} particles leave no standard error: use at "
+                f"least 2 of each"
+            )
+        if self.stderr is not None and not self.stderr > 0:
+            raise InputError(f"the wanted standard error must be positive, got {self.stderr}")
+        if self.max_sweeps < 1:
+            raise InputError(f"EP needs at least one sweep, got max_sweeps={self.max_sweeps}")
+        if self.precision not in (torch.float64, torch.float32):
+            raise InputError(f"precision is torch.float64 or torch.float32, got {self.precision}")
 
 
 def log_prior(
@@ -100,12 +98,16 @@ def log_prior(
     labels: Shaped[Tensor, " n"],
     noise: float = 0.0,
     *,
+    method: str = "auto",
     particles: int = 1000,
     runs: int = 8,
+    stderr: float | None = None,
+    max_runs: int = 64,
     seed: int = 0,
     tolerance: float = 1e-4,
     max_sweeps: int = 200,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    precision: torch.dtype = torch.float64,
+    progress: Progress = lambda stage, done, total: None,
 ) -> LogProbability:
     """log P(f) with a standard error: EP, cumulant correction, EP-guided sequential Monte Carlo.
 
@@ -113,90 +115,90 @@ def log_prior(
     once, which changes nothing; with opposite labels P(f) is 0 and the value -inf.
 
     Arguments:
-        kernel: (n, n) covariance of the outputs, symmetric, positive definite up to duplicates.
+        kernel: (n, n) covariance of the outputs, symmetric, positive definite up to duplicates; it
+            is not copied or changed.
         labels: (n,) 0/1 or -1/+1; a single class is legal.
         noise: variance added to the diagonal, at least 0; 1.0 is the probit link on `kernel`.
+        method: "smc"; "ep" (with the correction; no error is known); "direct" (counting, for large
+            P); "exact" (at most three distinct inputs); "minimax" (an independent check for n up
+            to 300); or "auto": exact where it can be, direct where EP is rough and P is large, and
+            smc otherwise.
         particles, runs: of the Monte Carlo; the error falls with the root of their product.
+            "direct" and "minimax" make 12 draws for each particle.
+        stderr: go on with more runs ("smc") until the standard error is no larger, in nats.
+        max_runs: stop there, with an alarm.
         seed: of the Monte Carlo.
         tolerance, max_sweeps: of EP, in nats and sweeps.
+        precision: of the matrices that EP factors, torch.float64 or torch.float32.
         progress: called with a stage ("EP", "SMC"), the steps done and their largest number.
 
     Raises:
-        InputError: the kernel is not square, symmetric, finite or of full rank, or the labels are
-            not binary or too few.
+        InputError: the kernel is not square, symmetric, finite or of full rank, or does not fit the
+            memory; the labels are not binary or too few; a setting is out of its range; or the
+            method does not apply.
 
     Source: zhang2021, Section 2 and Appendix D.
     """
-    if not 0 <= noise < math.inf:
-        raise InputError(f"noise is a finite variance and cannot be negative: {noise}")
-    if runs < 2 or particles < 2:
-        raise InputError(
-            f"{runs} runs of {particles} particles leave no standard error: use at least 2 of each"
-        )
-    signs = binary_signs(labels)
-    covariance = _checked_kernel(kernel, len(signs))
-    covariance = covariance * signs * signs[:, None]
-    covariance.diagonal().add_(noise)
-    kept, clash = _distinct(covariance)
-    if clash is not None:
-        return LogProbability(
-            value=-math.inf,
-            stderr=0.0,
-            ep=-math.inf,
-            corrected=-math.inf,
-            runs=(),
-            noise=noise,
-            sweeps=0,
-            residual=0.0,
-            converged=True,
-            impossible=clash,
-        )
-    # P(f) depends on correlations alone; unit variances keep every threshold meaningful.
-    covariance = _correlation(covariance[kept][:, kept])
-    _check_rank(covariance)
+    settings = Settings(
+        method,
+        particles,
+        runs,
+        stderr,
+        max_runs,
+        seed,
+        tolerance,
+        max_sweeps,
+        precision,
+        progress,
+    )
+    return _log_priors(kernel, [binary_signs(labels)], noise, settings)[0]
 
-    solution = expectation_propagation(
-        covariance,
-        tolerance=tolerance,
-        max_sweeps=max_sweeps,
-        progress=lambda sweep, log_z: progress("EP", sweep, max_sweeps),
+
+def log_priors(
+    kernel: Float[Tensor, "n n"],
+    labellings: Shaped[Tensor, "m n"] | Sequence[Shaped[Tensor, " n"]],
+    noise: float = 0.0,
+    *,
+    method: str = "auto",
+    particles: int = 1000,
+    runs: int = 8,
+    stderr: float | None = None,
+    max_runs: int = 64,
+    seed: int = 0,
+    tolerance: float = 1e-4,
+    max_sweeps: int = 200,
+    precision: torch.dtype = torch.float64,
+    progress: Progress = lambda stage, done, total: None,
+) -> tuple[LogProbability, ...]:
+    """log P of several labellings of the same inputs: a ladder of attack sets, or a training run.
+
+    The kernel is checked once, and EP starts from the sites of the nearest earlier labelling, so
+    put neighbours near each other. Values agree with `log_prior` within the tolerance of EP and
+    the errors of Monte Carlo.
+
+    Arguments:
+        kernel, noise and all others: as for `log_prior`.
+        labellings: (m, n) each 0/1 or -1/+1.
+
+    Raises:
+        InputError: as for `log_prior`.
+    """
+    settings = Settings(
+        method,
+        particles,
+        runs,
+        stderr,
+        max_runs,
+        seed,
+        tolerance,
+        max_sweeps,
+        precision,
+        progress,
     )
-    posterior = posterior_covariance(covariance, solution.tau)
-    correction, series_ratio = cumulant_correction(solution, posterior)
-    guide = solution
-    if series_ratio > _SERIES_ALARM:
-        guide = tempered(covariance, solution, _WIDER_GUIDE)
-        posterior = posterior_covariance(covariance, guide.tau)
-    smc = orthant_smc(
-        guide,
-        posterior,
-        particles=particles,
-        runs=runs,
-        seed=seed,
-        progress=lambda done: progress("SMC", done, len(kept)),
-    )
-    alarms = []
-    if series_ratio > _SERIES_ALARM:
-        alarms.append(
-            f"EP and its correction are rough here (ratio of orders {series_ratio:.2f}); the Monte "
-            f"Carlo value is not affected"
-        )
-    if float(solution.tau.max()) > _PRECISION_ALARM:
-        alarms.append("almost equal inputs have opposite labels: digits of the value are lost")
-    if smc.stderr * math.sqrt(runs) > 0.5:
-        alarms.append("runs differ by more than half a nat: use more particles")
-    return LogProbability(
-        value=smc.log_z,
-        stderr=smc.stderr,
-        ep=solution.log_z,
-        corrected=solution.log_z + correction,
-        runs=smc.runs,
-        noise=noise,
-        sweeps=solution.sweeps,
-        residual=solution.residual,
-        converged=solution.converged,
-        alarms=tuple(alarms),
-    )
+    signs = [binary_signs(labels) for labels in labellings]
+    if not signs:
+        raise InputError("there are no labellings")
+    return _log_priors(kernel, signs, noise, settings)
 
 
 def binary_signs(labels: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -222,56 +224,213 @@ def binary_signs(labels: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
     )
 
 
-def _checked_kernel(kernel: Float[Tensor, "n n"], n: int) -> Float[Tensor, "n n"]:
-    matrix = torch.as_tensor(kernel).detach().to(torch.float64)
-    if matrix.ndim != 2 or matrix.shape != (n, n):
-        raise InputError(f"kernel has shape {tuple(matrix.shape)}, but there are {n} labels")
-    bad = (~torch.isfinite(matrix)).nonzero()
-    if len(bad):
-        raise InputError(f"kernel entry {tuple(bad[0].tolist())} is not finite (NaN or infinity)")
-    asymmetry = float((matrix - matrix.T).abs().max() / matrix.abs().max().clamp_min(1e-300))
-    if asymmetry > 1e-6:
-        raise InputError(f"kernel is not symmetric: relative difference {asymmetry:.1e}")
-    empty = (matrix.diagonal() <= 0).nonzero().reshape(-1)
-    if len(empty):
-        i = int(empty[0])
-        raise InputError(f"kernel variance of input {i} is {float(matrix[i, i]):g}, not positive")
-    return (matrix + matrix.T) / 2
+def checked(
+    kernel: Float[Tensor, "n n"], n: int, noise: float, settings: Settings
+) -> CheckedKernel:
+    """The kernel after every check that is independent of the labels."""
+    if not 0 <= noise < math.inf:
+        raise InputError(f"noise is a finite variance and cannot be negative: {noise}")
+    if torch.as_tensor(kernel).shape == (n, n):
+        together = min(settings.runs, runs_together(n, settings.particles))
+        particles = 8 * n * settings.particles * together
+        panel_bytes = 4 * 8 * 256 * n
+        needed = 8 * n * n + max(8 * n * n, particles) + panel_bytes
+        check_memory(torch.as_tensor(kernel).device, n, needed)
+    result = check_kernel(kernel, n, noise)
+    check_rank(result.distinct)
+    return result
 
 
-def _distinct(covariance: Float[Tensor, "n n"]) -> tuple[Tensor, tuple[int, int] | None]:
-    """Indices of distinct variables, and a pair that is the same variable with opposite signs."""
-    correlation = _correlation(covariance)
-    opposite = ((correlation + 1).abs() < _SAME_VARIABLE).nonzero()
-    if len(opposite):
-        return torch.arange(0), (int(opposite[0, 0]), int(opposite[0, 1]))
-    same = torch.tril((correlation - 1).abs() < _SAME_VARIABLE, diagonal=-1)
-    return (~same.any(dim=1)).nonzero().reshape(-1), None
+def _log_priors(
+    kernel: Float[Tensor, "n n"],
+    labellings: list[Float[Tensor, " n"]],
+    noise: float,
+    settings: Settings,
+) -> tuple[LogProbability, ...]:
+    kernel_checked = checked(kernel, len(labellings[0]), noise, settings)
+    chain = Chain(kernel_checked, noise, settings)
+    return tuple(chain(signs) for signs in labellings)
 
 
-def _correlation(covariance: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    scale = covariance.diagonal().rsqrt()
-    correlation = covariance * scale * scale[:, None]
-    correlation.diagonal().fill_(1.0)
-    return correlation
+class Chain:
+    """log P of one labelling after the other, on one kernel, with the memory of earlier sites.
 
+    Arguments:
+        kernel: checked.
+        noise: that its diagonal includes.
+        settings: of all labellings.
+    """
 
-def _check_rank(correlation: Float[Tensor, "n n"]) -> None:
-    """Refuse a kernel that is singular although no two inputs are the same."""
-    n = correlation.shape[0]
-    factor, info = torch.linalg.cholesky_ex(correlation)
-    threshold = 10 * n * torch.finfo(torch.float64).eps
-    if int(info) == 0 and float(factor.diagonal().square().min()) > threshold:
-        return
-    spectrum = torch.linalg.eigvalsh(correlation)
-    rank = int((spectrum > threshold * spectrum[-1]).sum())
-    if float(spectrum[0]) < -1e-8 * float(spectrum[-1]):
-        raise InputError(
-            f"kernel is not positive semi-definite: scaled to unit diagonal, its smallest "
-            f"eigenvalue is {float(spectrum[0]):.2e}"
+    def __init__(self, kernel: CheckedKernel, noise: float, settings: Settings) -> None:
+        self.kernel, self.noise, self.settings = kernel, noise, settings
+        self._earlier: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def __call__(self, signs: Float[Tensor, " n"]) -> LogProbability:
+        """log P of the labelling with these signs."""
+        if len(signs) != len(self.kernel.twin):
+            raise InputError(
+                f"kernel is of {len(self.kernel.twin)} inputs, but there are {len(signs)} labels"
+            )
+        clash = self.kernel.contradiction(signs)
+        if clash is not None:
+            return _impossible(clash, self.noise)
+        covariance = self.kernel.signed(signs)
+        method = self.settings.method
+        if method in ("auto", "exact") and covariance.size <= LARGEST:
+            value, error = exact_log_orthant(dense(covariance))
+            if method == "exact" or error < 1e-6:
+                return self._plain("exact", value, error)
+        if method == "exact":
+            raise InputError(
+                f"closed forms end at {LARGEST} distinct inputs, and there are {covariance.size}"
+            )
+        if method == "direct":
+            return self._direct(covariance, None)
+        if method == "minimax":
+            return self._minimax(covariance)
+        return self._guided(covariance, signs)
+
+    def _guided(self, covariance: SignedKernel, signs: Float[Tensor, " n"]) -> LogProbability:
+        """EP, its correction, and what "auto", "smc" or "ep" goes on with."""
+        settings = self.settings
+        work = _matrix(covariance, settings.precision)
+        solution = expectation_propagation(
+            covariance,
+            tolerance=settings.tolerance,
+            max_sweeps=settings.max_sweeps,
+            precision=settings.precision,
+            initial=self._nearest(signs),
+            workspace=work,
+            progress=lambda sweep, log_z: settings.progress("EP", sweep, settings.max_sweeps),
         )
-    raise InputError(
-        f"kernel has rank {rank} for {n} distinct inputs, so the orthant may be empty: an "
-        f"empirical kernel needs (networks x width) of at least {n}; or pass noise > 0, which "
-        f"changes the question to noisy labels"
+        self._earlier.append((signs, solution.tau, solution.nu))
+        guide = solution
+        if settings.precision != torch.float64:
+            # Monte Carlo is unbiased only if log Z of its guide is that of its very sites.
+            work = _matrix(covariance, torch.float64)
+            guide = tempered(covariance, solution, 1.0, work)
+        posterior = posterior_covariance(covariance, guide.tau, work)
+        correction, ratio = cumulant_correction(solution, posterior)
+        corrected = solution.log_z + correction
+        alarms = []
+        if ratio > _SERIES_ALARM:
+            unaffected = (
+                "" if settings.method == "ep" else "; the Monte Carlo value is not affected"
+            )
+            alarms.append(
+                f"EP and its correction are rough here (ratio of orders {ratio:.2f}){unaffected}"
+            )
+        if float(solution.tau.max()) > _PRECISION_ALARM:
+            alarms.append("almost equal inputs have opposite labels: digits of the value are lost")
+        ep = _EPPart(solution, corrected, tuple(alarms))
+        if settings.method == "ep":
+            return self._plain("ep", corrected, math.nan, ep)
+        if ratio > _SERIES_ALARM:
+            if settings.method == "auto" and corrected > _LARGE:
+                del posterior
+                return self._direct(covariance, ep, work)
+            guide = tempered(covariance, solution, _WIDER_GUIDE, work)
+            posterior = posterior_covariance(covariance, guide.tau, work)
+        return self._smc(guide, posterior, ep)
+
+    def _smc(self, guide: EPSolution, posterior: Tensor, ep: _EPPart) -> LogProbability:
+        settings = self.settings
+        smc: SMCResult = orthant_smc(
+            guide,
+            posterior,
+            particles=settings.particles,
+            runs=settings.runs,
+            stderr=settings.stderr,
+            max_runs=settings.max_runs,
+            seed=settings.seed,
+            progress=lambda done: settings.progress("SMC", done, len(posterior)),
+        )
+        alarms = []
+        if smc.stderr * math.sqrt(len(smc.runs)) > 0.5:
+            alarms.append("runs differ by more than half a nat: use more particles")
+        if settings.stderr is not None and smc.stderr > settings.stderr:
+            alarms.append(
+                f"standard error {settings.stderr:g} was not reached in {len(smc.runs)} runs"
+            )
+        return self._plain("smc", smc.log_z, smc.stderr, ep, smc.runs, tuple(alarms))
+
+    def _direct(
+        self, covariance: SignedKernel, ep: _EPPart | None, work: Tensor | None = None
+    ) -> LogProbability:
+        factor = dense(covariance, work)
+        cholesky_(factor)
+        samples = _CHEAP_DRAWS * self.settings.particles * self.settings.runs
+        found = direct_log_orthant(factor, samples=samples, seed=self.settings.seed)
+        return self._plain("direct", found.log_z, found.stderr, ep)
+
+    def _minimax(self, covariance: SignedKernel) -> LogProbability:
+        samples = _CHEAP_DRAWS * self.settings.particles * self.settings.runs
+        found = minimax_log_orthant(dense(covariance), samples=samples, seed=self.settings.seed)
+        alarms = []
+        if found.effective_samples < 200:
+            alarms.append(
+                f"{found.effective_samples:.0f} effective samples of {samples}: value and error "
+                f"are not to be believed; minimax tilting is for n up to 300"
+            )
+        return self._plain("minimax", found.log_z, found.stderr, None, (), tuple(alarms))
+
+    def _plain(
+        self,
+        method: str,
+        value: float,
+        stderr: float,
+        ep: _EPPart | None = None,
+        runs: tuple[float, ...] = (),
+        alarms: tuple[str, ...] = (),
+    ) -> LogProbability:
+        return LogProbability(
+            value=value,
+            stderr=stderr,
+            ep=ep.solution.log_z if ep else math.nan,
+            corrected=ep.corrected if ep else math.nan,
+            runs=runs,
+            noise=self.noise,
+            sweeps=ep.solution.sweeps if ep else 0,
+            residual=ep.solution.residual if ep else 0.0,
+            converged=ep.solution.converged if ep else True,
+            alarms=(ep.alarms if ep else ()) + alarms,
+            method=method,
+        )
+
+    def _nearest(self, signs: Float[Tensor, " n"]) -> tuple[Tensor, Tensor] | None:
+        """Sites of the earlier labelling that differs in the fewest labels, itself or negated."""
+        best, found = _NEAR, None
+        for other, tau, nu in self._earlier:
+            agreement = float((signs * other).mean())
+            share = (1 - abs(agreement)) / 2
+            if share < best:
+                best, found = share, (tau, nu)
+        return found
+
+
+@dataclass(frozen=True)
+class _EPPart:
+    """What EP found, as the other methods report it."""
+
+    solution: EPSolution
+    corrected: float
+    alarms: tuple[str, ...]
+
+
+def _matrix(kernel: SignedKernel, dtype: torch.dtype) -> Float[Tensor, "n n"]:
+    return torch.empty((kernel.size, kernel.size), dtype=dtype, device=kernel.device)
+
+
+def _impossible(clash: tuple[int, int], noise: float) -> LogProbability:
+    return LogProbability(
+        value=-math.inf,
+        stderr=0.0,
+        ep=-math.inf,
+        corrected=-math.inf,
+        runs=(),
+        noise=noise,
+        sweeps=0,
+        residual=0.0,
+        converged=True,
+        impossible=clash,
     )
