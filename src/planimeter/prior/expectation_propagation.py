@@ -244,7 +244,7 @@ def posterior_covariance(
             )
     covariance = whitener
     for start, stop in panels(n):
-        block = kernel.rows(start, stop)[:, :stop]
+        block = kernel.rows(start, stop, stop)
         block.addmm_(half[:, start:stop].T, half[:, :stop], alpha=-1.0)
         covariance[start:stop, :stop] = block
         covariance[:start, start:stop] = block[:, :start].T
@@ -268,10 +268,9 @@ def _whiten(
     kernel: SignedKernel, root: Float[Tensor, " n"], work: Float[Tensor, "n n"]
 ) -> Float[Tensor, " n"]:
     """Put the inverse of B's Cholesky factor into `work`; the factor's diagonal in float64."""
+    scaled = kernel.signed(root)
     for start, stop in panels(kernel.size):
-        rows = kernel.rows(start, stop)[:, :stop]
-        rows *= root[:stop]
-        rows *= root[start:stop, None]
+        rows = scaled.rows(start, stop, stop)
         rows[:, start:stop].diagonal().add_(1.0)
         work[start:stop, :stop] = rows
     failed = cholesky_(work)

@@ -70,6 +70,6 @@ def panels(n: int, width: int = PANEL) -> list[tuple[int, int]]:
 
 
 def _inverse(block: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
-    """Of a lower triangular block, whose strict upper triangle is not read; 0 above the diagonal."""
+    """Of a lower triangular block, whose strict upper triangle is not read."""
     eye = torch.eye(len(block), dtype=block.dtype, device=block.device)
     return torch.linalg.solve_triangular(block, eye, upper=False)

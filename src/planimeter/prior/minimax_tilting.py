@@ -24,7 +24,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from planimeter.errors import InputError
@@ -76,7 +76,7 @@ def minimax_log_orthant(
     Raises:
         InputError: the covariance is not positive definite.
     """
-    order, factor = _ordered_cholesky(covariance)
+    factor = _ordered_cholesky(covariance)
     lower = torch.tril(factor / factor.diagonal()[:, None], diagonal=-1)
     tilt, bound, residual = _saddle(lower, tolerance)
     n, device = len(lower), lower.device
@@ -143,7 +143,7 @@ def _saddle(lower: Float[Tensor, "n n"], tolerance: float) -> tuple[Tensor, floa
 
 def _ordered_cholesky(
     covariance: Float[Tensor, "n n"],
-) -> tuple[Tensor, Float[Tensor, "n n"]]:
+) -> Float[Tensor, "n n"]:
     """Cholesky factor with the least probable coordinate next, as Gibson, Glasbey & Elston do.
 
     Conditional on the expected values of the coordinates before, the next one is that whose
@@ -174,4 +174,4 @@ def _ordered_cholesky(
         variance[k + 1 :] -= factor[k + 1 :, k].square()
         mean = (factor[k, :k] @ expected[:k]) / factor[k, k]
         expected[k] = inverse_mills(mean)
-    return order, factor
+    return factor

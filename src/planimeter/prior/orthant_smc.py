@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,6 +76,7 @@ def orthant_smc(
     max_runs: int = 64,
     seed: int = 0,
     panel: int = 128,
+    precision: torch.dtype = torch.float64,
     progress: Callable[[int], None] = lambda coordinate: None,
 ) -> SMCResult:
     """EP-guided sequential Monte Carlo on the positive orthant.
@@ -87,9 +89,10 @@ def orthant_smc(
         stderr: add as many runs as this standard error needs, up to `max_runs`; None for R runs.
         seed: of all runs; run r is the same whatever the number of runs.
         panel: coordinates whose dependence on all earlier ones is made by one matrix product.
+        precision: of the factor and the draws in those products; weights are float64 always.
         progress: called with the number of coordinates done, of the runs that move together.
     """
-    guide = _guide(solution, covariance)
+    guide = _guide(solution, covariance, precision)
     together = runs_together(len(covariance), particles)
     done: list[float] = []
     resamplings, wanted = 0, runs
@@ -140,7 +143,9 @@ class _Guide:
     offset: float
 
 
-def _guide(solution: EPSolution, covariance: Float[Tensor, "n n"]) -> _Guide:
+def _guide(
+    solution: EPSolution, covariance: Float[Tensor, "n n"], precision: torch.dtype
+) -> _Guide:
     failed = cholesky_(covariance)
     if failed >= 0:
         raise lost_digits(failed)
@@ -151,7 +156,7 @@ def _guide(solution: EPSolution, covariance: Float[Tensor, "n n"]) -> _Guide:
     covariance *= scale[:, None]
     offset = (s / b).log() - 0.5 * (b * nu).square() - solution.log_c
     return _Guide(
-        covariance,
+        covariance.to(precision),
         scale * solution.mean - s * nu,
         ((s.square() - b.square()) / (s * b)).tolist(),
         (s / b).tolist(),
@@ -173,14 +178,18 @@ def _move(
     """Logarithms of Z / Z_EP by the runs of these numbers, and how often they resampled."""
     factor = guide.factor
     n, device, runs = len(factor), factor.device, len(which)
-    generators = [_generator(seed, run, device) for run in which]
-    kind = {"dtype": torch.float64, "device": device}
-    noise = torch.empty((n, runs * particles), **kind)
-    log_weights = torch.zeros((runs, particles), **kind)
+    # Draws and resampling apart: what is drawn for a coordinate does not depend on the resampling
+    # before it, so runs of one number share their noise between nearby problems.
+    generators = [_generator(device, seed, run, 0) for run in which]
+    resamplers = [_generator(device, seed, run, 1) for run in which]
+    kind: dict[str, Any] = {"dtype": torch.float64, "device": device}
+    noise = torch.empty((n, runs * particles), dtype=factor.dtype, device=device)
+    weights = torch.zeros(runs * particles, **kind)
+    log_weights = weights.view(runs, particles)
     log_means = torch.zeros(runs, **kind)
     resamplings = 0
     for start, stop in panels(n, panel):
-        h = torch.addmm(guide.start[start:stop, None], factor[start:stop, :start], noise[:start])
+        h = factor[start:stop, :start] @ noise[:start]
         ancestors: dict[int, Tensor] = {}
         for top, bottom in panels(stop - start, _SUB_PANEL):
             top, bottom = top + start, bottom + start
@@ -191,16 +200,16 @@ def _move(
             )
             u = 1 - u  # never 0
             for k in range(top, bottom):
-                now = own[k - top]
                 if k > top:
-                    now.addmv_(noise[top:k].T, factor[k, top:k])
+                    own[k - top].addmv_(noise[top:k].T, factor[k, top:k])
+                now = own[k - top] + guide.start[k]
                 x, log_mass = draw(now, u[k - top])
-                x.mul_(guide.of_x[k]).add_(now, alpha=guide.of_h[k]).add_(guide.constant[k])
-                noise[k] = x
-                log_mass += (now * guide.quadratic[k]).add_(guide.linear[k]).mul_(now)
-                log_weights += log_mass.reshape(runs, particles)
+                x.mul_(guide.of_x[k]).add_(now, alpha=guide.of_h[k])
+                noise[k] = x.add_(guide.constant[k])
+                weights += log_mass
+                weights += now.mul(guide.quadratic[k]).add_(guide.linear[k]).mul_(now)
             for run in _degenerate(log_weights):
-                chosen, log_mean = _systematic(log_weights[run], generators[run])
+                chosen, log_mean = _systematic(log_weights[run], resamplers[run])
                 columns = slice(run * particles, (run + 1) * particles)
                 _permute(noise[start:bottom, columns], chosen)
                 _permute(h[bottom - start :, columns], chosen)
@@ -217,8 +226,9 @@ def _move(
     return log_means + rest, resamplings
 
 
-def _generator(seed: int, run: int, device: torch.device) -> torch.Generator:
-    state = np.random.SeedSequence([abs(seed), int(seed < 0), run]).generate_state(1, np.uint64)
+def _generator(device: torch.device, seed: int, run: int, purpose: int) -> torch.Generator:
+    entropy = [abs(seed), int(seed < 0), run, purpose]
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return torch.Generator(device=device).manual_seed(int(state[0] >> np.uint64(1)))
 
 

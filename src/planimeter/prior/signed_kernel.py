@@ -66,17 +66,16 @@ class SignedKernel:
             diagonal = diagonal[self.kept]
         return (diagonal + self.noise) * self.scale.square()
 
-    def rows(self, start: int, stop: int) -> Float[Tensor, "p n"]:
-        """Rows start..stop in float64, a new tensor."""
+    def rows(self, start: int, stop: int, columns: int | None = None) -> Float[Tensor, "p m"]:
+        """Rows start..stop and the first `columns` of them, in float64, as a new tensor."""
         which: slice | Tensor = slice(start, stop)
+        first: slice | Tensor = slice(0, columns)
         if self.kept is not None:
-            which = self.kept[start:stop]
-        block = self.kernel[which].to(torch.float64)
+            which, first = self.kept[which], self.kept[first]
+        block = self.kernel[which][:, first].to(torch.float64)
         if not self.symmetric:
-            block = (block + self.kernel[:, which].T) / 2
-        if self.kept is not None:
-            block = block[:, self.kept]
-        block = block * self.scale
+            block = (block + self.kernel[first][:, which].T) / 2
+        block = block * self.scale[:columns]
         block *= self.scale[start:stop, None]
         if self.noise:
             own = block[:, start:stop].diagonal()
@@ -85,6 +84,9 @@ class SignedKernel:
 
     def times(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """R v."""
+        if self.kept is None and self.symmetric and self.kernel.dtype == torch.float64:
+            scaled = self.scale * vector
+            return self.scale * (self.kernel @ scaled + self.noise * scaled)
         return torch.cat([self.rows(*panel) @ vector for panel in panels(self.size)])
 
 
@@ -124,6 +126,17 @@ class CheckedKernel:
         pairs = torch.stack([self.twin[wrong], wrong], 1).tolist()
         first, second = min(pairs)
         return first, second
+
+    def leading(self, count: int) -> CheckedKernel:
+        """Of the first `count` inputs alone."""
+        index = self.index[self.index < count]
+        distinct = replace(
+            self.distinct,
+            kernel=self.distinct.kernel[:count, :count],
+            scale=self.distinct.scale[: len(index)],
+            kept=None if len(index) == count else index,
+        )
+        return CheckedKernel(distinct, self.twin[:count], self.twin_sign[:count], index)
 
 
 def check_kernel(kernel: Float[Tensor, "N N"], n: int, noise: float = 0.0) -> CheckedKernel:
@@ -233,7 +246,7 @@ def _twins(kernel: SignedKernel) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]
     twin = torch.arange(kernel.size, device=kernel.device)
     sign = torch.ones(kernel.size, dtype=torch.float64, device=kernel.device)
     for start, stop in panels(kernel.size):
-        correlation = kernel.rows(start, stop)[:, :stop].tril(start)
+        correlation = kernel.rows(start, stop, stop).tril(start)
         own = torch.arange(stop - start, device=kernel.device)
         correlation[own, own + start] = 1.0  # where rounding leaves the diagonal below the bound
         same = (correlation.abs() - 1).abs() < _SAME_VARIABLE

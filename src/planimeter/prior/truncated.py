@@ -81,13 +81,13 @@ def draw(
     # erf and its inverse are several times faster than ndtri, and good enough but in the far tail.
     x = torch.erfinv(1 - 2 * q) * math.sqrt(2.0)
     log_mass = mass.log()
-    tail = q < _TAIL
-    if bool(tail.any()):
+    if float(q.min()) < _TAIL:
+        tail = q < _TAIL
         x[tail] = -ndtri(q[tail])
         far = h < _FAR_TAIL
         log_mass[far] = log_ndtr(h[far])
         x[far] = -_inverse_log_ndtr(u[far].log() + log_mass[far])
-    return torch.maximum(x, -h), log_mass
+    return x, log_mass
 
 
 def _inverse_log_ndtr(log_p: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
