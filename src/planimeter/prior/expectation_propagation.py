@@ -136,7 +136,7 @@ def expectation_propagation(
         residual = float(((tilted_mean - mean).abs() / variance.sqrt()).max())
         progress(sweep, log_z)
 
-        # The tilted distribution's natural parameters less the cavity's.
+        # The tilted distribution's natural parameters less the cavity's, as a step from the sites.
         sites = torch.stack([tau, nu])
         tau_new = torch.maximum(1 / tilted_variance - cavity_precision, floor)
         nu_new = tilted_mean / tilted_variance - cavity_mean / cavity_variance
@@ -168,10 +168,8 @@ def expectation_propagation(
         wait -= 1
         if earlier is not None and wait < 0 and sweep + 1 < max_sweeps:
             plain = updated
-            change = (step - earlier[1]) * units
-            gamma = float((change * step * units).sum() / change.square().sum().clamp_min(1e-300))
-            gamma = min(max(gamma, -_FARTHEST), _FARTHEST)
-            updated = updated - gamma * (sites - earlier[0] + damping * (step - earlier[1]))
+            moved, change = sites - earlier[0], step - earlier[1]
+            updated = updated - _gamma(step * units, change * units) * (moved + damping * change)
         earlier = (sites, step)
         tau, nu = torch.maximum(updated[0], floor), updated[1]
         try:
@@ -249,6 +247,12 @@ def posterior_covariance(
         covariance[start:stop, :stop] = block
         covariance[:start, start:stop] = block[:, :start].T
     return covariance
+
+
+def _gamma(residual: Tensor, change: Tensor) -> float:
+    """How much of the last change takes the residual to its least norm, within bounds."""
+    gamma = float((change * residual).sum() / change.square().sum().clamp_min(1e-300))
+    return min(max(gamma, -_FARTHEST), _FARTHEST)
 
 
 def _new_workspace(kernel: SignedKernel, precision: torch.dtype) -> Float[Tensor, "n n"]:
