@@ -40,6 +40,8 @@ from planimeter.prior.signed_kernel import SignedKernel, as_signed
 # Sites so weak that Sigma_ii = (1 - ...) / tau_i would cancel are kept at this precision (times
 # 1/R_ii). Z_EP is normalised with the very same sites, so the effect on it is of second order.
 _WEAKEST_SITE = {torch.float64: 1e-9, torch.float32: 1e-4}
+# Rounding of log Z in float32, in nats for each input: smaller moves mean nothing.
+_ROUNDING = {torch.float64: 0.0, torch.float32: 1e-6}
 # The first updates from empty sites are far from linear: secants of them mislead.
 _FIRST_SECANT = 3
 # A secant step is taken back if the residual grows by more than this; some plain ones follow, and
@@ -95,7 +97,8 @@ def expectation_propagation(
     Arguments:
         kernel: positive semi-definite, already multiplied by the signs of the labels; a plain
             matrix is float64.
-        tolerance: stop when a full (undamped) step would move log Z by less than this, in nats.
+        tolerance: stop when a full (undamped) step would move log Z by less than this, in nats; in
+            float32, by less than 1e-6 n if that is more.
         max_sweeps: stop here with `converged` False.
         damping: fraction of the way that the first sweep goes to the new sites, in (0, 1].
         precision: of the matrices that are factored; sites and sums are float64 always. float32
@@ -121,6 +124,7 @@ def expectation_propagation(
     log_z, last_move, last_norm, converged = math.inf, math.inf, math.inf, False
     earlier: tuple[Tensor, Tensor] | None = None
     plain: Tensor | None = None
+    rounding = _ROUNDING[precision] * kernel.size
     wait, rejected = (_FIRST_SECANT if initial is None else 0), 0
 
     for sweep in range(max_sweeps + 1):
@@ -146,7 +150,8 @@ def expectation_propagation(
         # log Z is stationary at the fixed point: its error is of second order in the residual. The
         # second condition keeps a chance agreement far from there from passing for convergence.
         move = abs(log_z - previous)
-        converged = sweep > 0 and move <= tolerance * damping and norm**2 <= 100 * tolerance
+        close = move <= max(tolerance * damping, rounding)
+        converged = sweep > 0 and close and norm**2 <= 100 * max(tolerance, rounding)
         if converged or sweep == max_sweeps:
             break
         if math.isnan(half_log_det):
@@ -160,7 +165,7 @@ def expectation_propagation(
             mean, variance, half_log_det = _posterior_marginals(kernel, tau, nu, work)
             last_move, log_z = math.inf, math.inf
             continue
-        if plain is None and sweep > 1 and move > 0.9 * last_move:
+        if plain is None and sweep > 1 and move > max(0.9 * last_move, rounding):
             damping = max(0.65 * damping, 0.02)
         last_move, last_norm = move, norm
 
