@@ -7,8 +7,9 @@ subspace Q that holds them exactly and probes only the rest,
 .. math:: \mathrm{tr} A = \mathrm{tr}\, Q^T A Q + E[g^T (I - QQ^T) A (I - QQ^T) g],
 
 and XTrace (Epperly, Tropp and Webber 2024) uses every vector for both, leaving it out of its own
-subspace. The standard error comes from the spread of the probes. When as many products are asked
-for as there are coordinates, the coordinate vectors are used and the result is exact.
+subspace. The standard error comes from the spread of the probes; XTrace's m terms share their
+subspaces, so that their covariance counts too (`_left_out`). When as many products are asked for as
+there are coordinates, the coordinate vectors are used and the result is exact.
 """
 
 from __future__ import annotations
@@ -310,13 +311,33 @@ def _left_out(
     basis: Float[Tensor, "P m"],
     again: Float[Tensor, "P m"],
 ) -> tuple[float, float]:
-    """The mean of Hutch++ with each vector in turn as the only probe, and its standard error.
+    r"""The mean of Hutch++ with each vector in turn as the only probe, and its standard error.
 
     Leaving vector i out of Y = A Omega = Q R turns the projector Q Q' into Q (1 - s s') Q', with s
     the unit vector orthogonal to all columns of R but the i-th; leaving out j as well removes
-    the part t of s_j that is orthogonal to s_i. The spread of single terms is too small an error,
-    because they share their subspaces; the jackknife, which leaves each vector out of everything,
-    errs on the safe side (Efron and Stein 1981).
+    the part t of s_j that is orthogonal to s_i.
+
+    Let :math:`t_i` be the term of vector i and :math:`t_i^{(j)}` the one without vector j in its
+    subspace. Both have the mean tr A when all vectors but i are given, and :math:`t_j^{(i)}` does
+    not depend on vector i, so that :math:`t_i - \mathrm{tr} A` and :math:`t_i^{(j)} - \mathrm{tr} A`
+    are uncorrelated with :math:`t_j^{(i)}`, and with i and j exchanged. What is left of
+
+    .. math:: E\,(t_i - t_i^{(j)})(t_j - t_j^{(i)}) = \mathrm{Cov}(t_i, t_j)
+
+    needs no tr A. With the sample variance :math:`s^2` of the terms, whose mean is Var - Cov,
+
+    .. math:: \frac{s^2}{m} + \frac{1}{m (m - 1)} \sum_{i \ne j}
+        (t_i - t_i^{(j)})(t_j - t_j^{(i)})
+
+    is an unbiased estimate of the variance of the mean, for every symmetric A. Few vectors on a
+    steep spectrum know the covariance badly, and it may come out negative; its absolute value is
+    taken, and the error is widened by Student's t for m terms.
+
+    Measured (4,000 draws; 11 spectra: flat, 1/k, 1/k^2, exponential, outliers and bulk,
+    indefinite; m = 8 to 40): the variance is unbiased within its noise, and intervals of 95 % cover
+    93.7 to 97 %; :math:`s^2 / m` alone covers 74 to 93 %, the jackknife 91 to 100 %. They are too
+    wide, 99 % and more, where m is 1 to 4 above the number of eigenvalues that stand out by a factor
+    of 100 or more, because then the error is small but for rare draws.
     """
     count = omega.shape[1]
     r = basis.T @ images
@@ -338,16 +359,18 @@ def _left_out(
     form = form + (w * mw).sum(0)[:, None] - 2 * along * aside + along**2 * own
     length = (omega**2).sum(0)[:, None] - (w**2).sum(0)[:, None] + along**2
     # Of all lengths of the part outside, the mean is known: that removes its chance.
-    value = float((inside + form * (size - count + 1) / length).mean())
+    alone = inside + form * (size - count + 1) / length
+    value = float(alone.mean())
     # What changes for i (rows) when j (columns) is left out too.
     rest = (1 - ss**2).clamp_min(torch.finfo(ss.dtype).tiny).sqrt()
     t_w, t_r = (sw.T - ss * along) / rest, -ss * sr / rest
     t_mw, t_ms = (smw.T - ss * aside) / rest, (sms - ss * own) / rest
     t_mt = (own.T - 2 * ss * sms + ss**2 * own) / rest**2
     form = form + 2 * t_w * t_r - 2 * t_w * t_mw + 2 * along * t_w * t_ms + t_w**2 * t_mt
-    terms = inside - t_mt + form * (size - count + 2) / (length + t_w**2)
-    without = terms.fill_diagonal_(0.0).sum(0) / (count - 1)
-    stderr = math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
+    pairs = inside - t_mt + form * (size - count + 2) / (length + t_w**2)
+    moved = (alone - pairs).fill_diagonal_(0.0)
+    covariance = float((moved * moved.T).sum()) / (count * (count - 1))
+    stderr = widening(count) * math.sqrt(float(alone.var()) / count + abs(covariance))
     if not math.isfinite(value + stderr):  # a rank just below m
         return float((basis * again).sum()), float(sizes.min()) * count
     return value, stderr
