@@ -99,10 +99,10 @@ def test_xtrace_is_the_mean_of_its_terms_with_their_covariance():
 
 
 def _left_out_of(operator, omega):
-    module = importlib.import_module("planimeter.curvature.trace")
+    module = importlib.import_module("planimeter.curvature.xtrace")
     images = operator @ omega
     basis, _ = torch.linalg.qr(images)
-    return module._left_out(operator.size, omega, images, basis, operator @ basis)
+    return module.left_out(operator.size, omega, images, basis, operator @ basis)
 
 
 def _spectra():
