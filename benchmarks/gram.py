@@ -12,8 +12,6 @@ benchmarks/results/curvature/gram.md.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import subprocess
 import sys
 import time
@@ -30,6 +28,7 @@ from planimeter.models.loading import load_model
 RESULT = Path(__file__).parent / "results" / "curvature" / "gram.md"
 ROWS = (222, 555, 1111, 2222)
 """The last is 19,998 of at most 20,000 eigenvalues."""
+TITLE = "All eigenvalues of a Gauss-Newton matrix"
 COLUMNS = (
     "| rows | eigenvalues | Gram matrix (s) | eigenvalues (s) | peak memory | rank | trace | "
     "top 5, difference | trace, difference |\n|---|---|---|---|---|---|---|---|---|"
@@ -56,7 +55,8 @@ def measured(checkpoint: Path, rows: int) -> str:
         nonlocal last
         if stage != "eigenvalues":
             last = time.perf_counter()
-        print(f"{time.perf_counter() - started:6.0f} s: {stage} {done} of {total}", file=sys.stderr, flush=True)
+        spent = time.perf_counter() - started
+        print(f"{spent:6.0f} s: {stage} {done} of {total}", file=sys.stderr, flush=True)
 
     found = gauss_newton_spectrum(landscape, progress=progress)
     finished, most = time.perf_counter(), peak()
@@ -70,5 +70,36 @@ def measured(checkpoint: Path, rows: int) -> str:
     )
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--rows", type=int, nargs="*", default=list(ROWS))
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(measured(options.checkpoint, options.one))
+        return
+    print(COLUMNS, flush=True)
+    lines = []
+    for rows in options.rows:
+        command = [sys.executable, __file__, str(options.checkpoint), "--one", str(rows)]
+        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        lines.append(answer.stdout.strip())
+        print(lines[-1], flush=True)
+    if tuple(options.rows) == ROWS:
+        text = f"# {TITLE}\n\n{head()}\n\n{COLUMNS}\n" + "\n".join(lines) + "\n"
+        RESULT.write_text(text, encoding="utf-8")
+
+
+def head() -> str:
+    return (
+        "LeNet-5 (61,706 parameters, float32) on MNIST, cross-entropy, one process a size, torch "
+        f"{torch.__version__}, {torch.get_num_threads()} threads. Written by `benchmarks/gram.py`. "
+        "Memory is above what the process held before. Differences are relative: of the five "
+        "largest eigenvalues from those of products (`top_eigenvalues`), of the trace from "
+        "`gauss_newton_trace`."
+    )
+
+
 if __name__ == "__main__":
-    print(measured(Path(sys.argv[1]), int(sys.argv[2])), flush=True)
+    main()
