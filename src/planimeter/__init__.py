@@ -25,7 +25,14 @@ from planimeter.curvature import (
 )
 from planimeter.errors import InputError, MeasurementWarning
 from planimeter.estimate import Estimate
-from planimeter.flatness import MEASURES, KeskarSharpness, Measure, keskar_sharpness, measure
+from planimeter.flatness import (
+    MEASURES,
+    KeskarSharpness,
+    Measure,
+    keskar_sharpness,
+    measure,
+    measure_layers,
+)
 from planimeter.landscape import LossLandscape
 from planimeter.losses import binary_cross_entropy
 from planimeter.operators import CurvatureOperator
@@ -97,6 +104,7 @@ __all__ = [
     "log_priors",
     "log_product",
     "measure",
+    "measure_layers",
     "minimax_tilting",
     "nngp_kernel",
     "piecewise_linear_trace",
