@@ -126,7 +126,6 @@ def ladder(rounds: int) -> list[str]:
         "EP with correction": {"method": "ep"},
         "defaults (8 x 1000 particles)": {},
         "4 x 500 particles": {"particles": 500, "runs": 4},
-        "EP with correction, float32": {"method": "ep", "precision": torch.float32},
     }
     for name, options in settings.items():
         # With one thread, processor time: the same on a busy machine.
