@@ -202,7 +202,7 @@ def _move(
             for k in range(top, bottom):
                 if k > top:
                     own[k - top].addmv_(noise[top:k].T, factor[k, top:k])
-                now = own[k - top] + guide.start[k]
+                now = own[k - top].to(torch.float64) + guide.start[k]
                 x, log_mass = draw(now, u[k - top])
                 x.mul_(guide.of_x[k]).add_(now, alpha=guide.of_h[k])
                 noise[k] = x.add_(guide.constant[k])
