@@ -73,16 +73,16 @@ def log_prior(
     Source: zhang2021, Section 2 and Appendix D.
     """
     settings = Settings(
-        method,
-        particles,
-        runs,
-        stderr,
-        max_runs,
-        seed,
-        tolerance,
-        max_sweeps,
-        precision,
-        progress,
+        method=method,
+        particles=particles,
+        runs=runs,
+        stderr=stderr,
+        max_runs=max_runs,
+        seed=seed,
+        tolerance=tolerance,
+        max_sweeps=max_sweeps,
+        precision=precision,
+        progress=progress,
     )
     return _log_priors(kernel, [binary_signs(labels)], noise, settings)[0]
 
