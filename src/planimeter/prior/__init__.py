@@ -1,6 +1,21 @@
-"""The Bayesian prior of a function, log P(f): kernels and orthant probabilities."""
+"""The Bayesian prior of a function, log P(f): kernels, orthant probabilities and sampling."""
 
+from planimeter.prior.boolean import boolean_inputs, lempel_ziv_complexity
+from planimeter.prior.function_counts import FunctionCounts
+from planimeter.prior.function_sampling import sample_functions
+from planimeter.prior.initialisation import gaussian_initialisation
 from planimeter.prior.kernels import fully_connected_kernel, hidden_layers, nngp_kernel
 from planimeter.prior.log_prior import LogProbability, log_prior
 
-__all__ = ["LogProbability", "fully_connected_kernel", "hidden_layers", "log_prior", "nngp_kernel"]
+__all__ = [
+    "FunctionCounts",
+    "LogProbability",
+    "boolean_inputs",
+    "fully_connected_kernel",
+    "gaussian_initialisation",
+    "hidden_layers",
+    "lempel_ziv_complexity",
+    "log_prior",
+    "nngp_kernel",
+    "sample_functions",
+]
