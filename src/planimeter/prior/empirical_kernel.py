@@ -152,7 +152,8 @@ def empirical_kernel(
             last_hidden(model, found.name, batches, sums.take)
         sums.network_done()
         progress(m + 1, count)
-    assert found is not None and sums is not None
+    assert found is not None
+    assert sums is not None
     parts = sums.kernels()
     parts *= sigma_w**2
     parts += sigma_b**2
@@ -174,9 +175,7 @@ def empirical_kernel(
 class _GroupSums:
     r"""Sums of :math:`a(x) \cdot a(x')` over the networks of each group, in place."""
 
-    def __init__(
-        self, n: int, width: int, groups: int, each: int, device: torch.device
-    ) -> None:
+    def __init__(self, n: int, width: int, groups: int, each: int, device: torch.device) -> None:
         self.width, self.each = width, each
         self.sums = torch.zeros(groups, n, n, dtype=torch.float64, device=device)
         at_once = min(max(_PANEL // width, 1), each)
@@ -228,9 +227,7 @@ def _maker(
     return new
 
 
-def _seeded(
-    make: Callable[[], nn.Module], device: torch.device, seed: int, m: int
-) -> nn.Module:
+def _seeded(make: Callable[[], nn.Module], device: torch.device, seed: int, m: int) -> nn.Module:
     """Make network m under its own seed; torch's generators are as before afterwards."""
     number = np.random.SeedSequence(seed, spawn_key=(m,)).generate_state(1, np.uint64)[0]
     accelerated = device.type != "cpu"
@@ -261,9 +258,7 @@ def _check_numbers(
         raise InputError(f"noise is a finite variance and cannot be negative: {noise}")
 
 
-def _check_rank(
-    n: int, width: int, count: int, groups: int, sigma_b: float, noise: float
-) -> None:
+def _check_rank(n: int, width: int, count: int, groups: int, sigma_b: float, noise: float) -> None:
     """Refuse too few networks for a kernel of full rank, also with one group left out."""
     left = count - count // groups if groups > 1 else count
     if noise > 0 or left * width + (sigma_b > 0) >= n:

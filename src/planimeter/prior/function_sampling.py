@@ -203,9 +203,7 @@ class _Run:
                 table = replace(table, counts=counts, missing=missing)
         return self._result(table, samples, top, inputs)
 
-    def _result(
-        self, table: CountTable, samples: int, top: int, inputs: int
-    ) -> FunctionCounts:
+    def _result(self, table: CountTable, samples: int, top: int, inputs: int) -> FunctionCounts:
         order = np.argsort(-table.counts, kind="stable")
         counts, missing = table.counts[order], table.missing[order]
         return FunctionCounts(
@@ -337,9 +335,7 @@ def _maker(
         )
     rows = x.flatten(1).float()
     if rows.shape[1] != widths[0]:
-        raise InputError(
-            f"the network takes {widths[0]} numbers an input, x has {rows.shape[1]}"
-        )
+        raise InputError(f"the network takes {widths[0]} numbers an input, x has {rows.shape[1]}")
     if isinstance(network, nn.Module):
         rows = rows.to(next(network.parameters()).device)
     description = {"network": "-".join(map(str, widths)), "device": rows.device.type}

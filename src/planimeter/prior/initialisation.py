@@ -60,7 +60,7 @@ def gaussian_deviations(module: nn.Module, sigma_w: float, sigma_b: float) -> di
     """
     deviations: dict[str, float] = {}
     for prefix, layer in module.named_modules():
-        own = {name: p for name, p in layer.named_parameters(prefix, recurse=False)}
+        own = dict(layer.named_parameters(prefix, recurse=False))
         if not own or isinstance(layer, _NORMALISING):
             continue
         if not isinstance(layer, _WEIGHTED):

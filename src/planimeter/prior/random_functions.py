@@ -252,9 +252,9 @@ def _largest_activation(module: nn.Module, x: Tensor) -> int:
     sizes = [x[0].numel()]
     hooks = [
         layer.register_forward_hook(
-            lambda layer, arguments, output: sizes.append(output.numel() // len(x))
-            if isinstance(output, Tensor)
-            else None
+            lambda layer, arguments, output: (
+                sizes.append(output.numel() // len(x)) if isinstance(output, Tensor) else None
+            )
         )
         for layer in module.modules()
     ]
