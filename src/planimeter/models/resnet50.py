@@ -29,7 +29,7 @@ def resnet50(
     Arguments:
         classes: number of outputs, at least 1.
         small_images: for 32 x 32 images, a 3 x 3 stem without stride and pooling, as in the
-            networks for CIFAR; otherwise a strided 7 x 7 convolution and max pooling, for 224 pixels.
+            networks for CIFAR; otherwise a strided 7 x 7 convolution and max pooling, for 224.
         generator: of the initial weights; None takes torch's own. Convolutions are normal with
             variance 2 / fan_out, the linear layer uniform as torch's layers are.
 

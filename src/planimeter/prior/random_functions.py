@@ -7,8 +7,8 @@ r"""Functions of random networks, thousands at a time, from a stream that can be
 .. math:: \hat h_l = \mathrm{ReLU}(\Omega_l \hat h_{l-1} + (\sigma_b / k_l)\, \beta_l),
 
 with :math:`\Omega` and :math:`\beta` of *standard* normals: no weight is scaled, and the sign of
-the output is the network's. A common factor of all normals cancels too. Biases cost no pass over
-the activations: with :math:`m_l = \hat h_l + s_l`,
+the output is the network's. Normals of deviation s do as well, with :math:`k_l` divided by
+:math:`s^{l-1}`. Biases cost no pass over the activations: with :math:`m_l = \hat h_l + s_l`,
 
 .. math:: m_l = \max(\Omega_l m_{l-1}, s_l), \qquad
           s_l = \Omega_l s_{l-1} + (\sigma_b / k_l)\, \beta_l, \qquad s_1 = 0
@@ -18,9 +18,9 @@ and input. The first layer takes its bias as one more input. The function is
 :math:`[\Omega_L m_{L-1} > s_L]`. The distribution is exact; rounding in float32 decides outputs
 within about 1e-6 of 0, relative to the terms of their sum.
 
-**Normals** on the CPU are Box and Muller's :math:`\sqrt{-\ln u}\,(\cos\theta, \sin\theta)`, from 32
-random bits for u and 32 for :math:`\theta`: N(0, 1/2), which is as good as N(0, 1) where only signs
-matter. Their tails reach 6.7 standard deviations. Elsewhere they are torch's.
+**Normals** on the CPU are Box and Muller's :math:`\sqrt{-\ln u}\,(\cos\theta, \sin\theta)`, of 32
+random bits for u and 32 for :math:`\theta`; :math:`s = 2^{-1/2}`. Their tails reach 6.7
+deviations. Elsewhere they are torch's.
 
 **Any other module** is evaluated by `torch.func.vmap` over stacked parameters.
 
@@ -76,16 +76,17 @@ class FullyConnectedFunctions:
     ) -> None:
         n, d = x.shape
         widths = [*hidden, 1]
-        scales = np.cumprod([sigma_w / math.sqrt(width) for width in (d, *hidden)])
-        self.bias_scales = [float(sigma_b / scale) for scale in scales]
-        constant = x.new_full((n, 1), self.bias_scales[0])
-        self.x = torch.cat([x, constant], dim=1).T.contiguous()
         parameters = sum((i + 1) * o for i, o in pairwise([d, *widths]))
         # Normals are drawn for many networks, whose activations are computed for some at a time.
         drawn = _block(parameters, x.device, _NORMALS)
         at_once = min(_block(n * max(widths), x.device, _ACTIVATIONS), drawn)
         self.pieces = [slice(i, i + at_once) for i in range(0, drawn, at_once)]
         self.normals = _normals(drawn * parameters, x.device)
+        scales = np.cumprod([sigma_w / math.sqrt(width) for width in (d, *hidden)])
+        scales /= self.normals.deviation ** np.arange(len(scales))
+        self.bias_scales = [float(sigma_b / scale) for scale in scales]
+        constant = x.new_full((n, 1), self.bias_scales[0])
+        self.x = torch.cat([x, constant], dim=1).T.contiguous()
         self.first = self.normals.values[: drawn * widths[0] * (d + 1)].view(drawn, -1, d + 1)
         self.later: list[tuple[Tensor, Tensor]] = []
         used = self.first.numel()
@@ -184,6 +185,8 @@ class ModuleFunctions:
 class _BoxMuller:
     """Normals of variance 1/2 on the CPU."""
 
+    deviation = 0.5**0.5
+
     def __init__(self, size: int) -> None:
         self.half = -(-size // 2)
         self.values = torch.empty(2 * self.half)
@@ -210,6 +213,8 @@ class _BoxMuller:
 
 class _DeviceNormals:
     """Standard normals by torch's generator of a device."""
+
+    deviation = 1.0
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.values = torch.empty(size, device=device)
