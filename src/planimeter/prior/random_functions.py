@@ -18,9 +18,10 @@ and input. The first layer takes its bias as one more input. The function is
 :math:`[\Omega_L m_{L-1} > s_L]`. The distribution is exact; rounding in float32 decides outputs
 within about 1e-6 of 0, relative to the terms of their sum.
 
-**Normals** on the CPU are Box and Muller's :math:`\sqrt{-\ln u}\,(\cos\theta, \sin\theta)`, of 32
-random bits for u and 32 for :math:`\theta`; :math:`s = 2^{-1/2}`. Their tails reach 6.7
-deviations. Elsewhere they are torch's.
+**Normals** on the CPU are quantiles, :math:`\mathrm{erf}^{-1}(u)` of a uniform u in (-1, 1), for
+which :math:`s = 2^{-1/2}`: in float32, u has 24 bits and the tails reach 5.3 deviations. (Box and
+Muller's method in torch's operations takes a quarter longer, ziggurat normals of NumPy four times
+as long.) Elsewhere they are torch's.
 
 **Any other module** is evaluated by `torch.func.vmap` over stacked parameters.
 
@@ -182,33 +183,23 @@ class ModuleFunctions:
         return _packed(vmap(outputs)(stacked) > 0)
 
 
-class _BoxMuller:
+class _Quantiles:
     """Normals of variance 1/2 on the CPU."""
 
     deviation = 0.5**0.5
 
     def __init__(self, size: int) -> None:
-        self.half = -(-size // 2)
-        self.values = torch.empty(2 * self.half)
-        self.radius, self.angle = torch.empty(self.half), torch.empty(self.half)
+        self.values = torch.empty(size)
         self.bits = np.random.SFC64(0)
 
     def restart(self, seed: int, index: int) -> None:
         self.bits = np.random.SFC64(_sequence(seed, index))
 
     def draw(self) -> Tensor:
-        radius, angle, half = self.radius, self.angle, self.half
-        bits = torch.from_numpy(self.bits.random_raw(half).view(np.int32))
-        # |i| / 2^31 + 2^-33 is uniform and never 0; small values keep all their digits.
-        radius.copy_(bits[:half]).abs_()
-        torch.add(_SMALLEST, radius, alpha=2.0**-31, out=radius)
-        radius.log_().neg_()
-        radius.sqrt_()
-        angle.copy_(bits[half:]).mul_(math.pi / 2**31)
-        for part, function in ((self.values[:half], torch.cos), (self.values[half:], torch.sin)):
-            function(angle, out=part)
-            part.mul_(radius)
-        return self.values
+        words = self.bits.random_raw(-(-len(self.values) // 2)).view(np.int32)
+        self.values.copy_(torch.from_numpy(words)[: len(self.values)])
+        # Just inside (-1, 1): at the ends, which rounding reaches, the quantile is infinite.
+        return self.values.mul_(2.0**-31 * (1 - 2.0**-24)).erfinv_()
 
 
 class _DeviceNormals:
@@ -227,11 +218,8 @@ class _DeviceNormals:
         return self.values.normal_(generator=self.generator)
 
 
-_SMALLEST = torch.tensor(2.0**-33)
-
-
-def _normals(size: int, device: torch.device) -> _BoxMuller | _DeviceNormals:
-    return _BoxMuller(size) if device.type == "cpu" else _DeviceNormals(size, device)
+def _normals(size: int, device: torch.device) -> _Quantiles | _DeviceNormals:
+    return _Quantiles(size) if device.type == "cpu" else _DeviceNormals(size, device)
 
 
 def _packed(bits: Bool[Tensor, "k n"]) -> NDArray[np.uint64]:
