@@ -19,7 +19,7 @@ and input. The first layer takes its bias as one more input. The function is
 within about 1e-6 of 0, relative to the terms of their sum.
 
 **Normals** on the CPU are quantiles, :math:`\mathrm{erf}^{-1}(u)` of a uniform u in (-1, 1), for
-which :math:`s = 2^{-1/2}`: in float32, u has 24 bits and the tails reach 5.3 deviations. (Box and
+which :math:`s = 2^{-1/2}`: in float32, u has 24 bits and the tails reach 5.4 deviations. (Box and
 Muller's method in torch's operations takes a quarter longer, ziggurat normals of NumPy four times
 as long.) Elsewhere they are torch's.
 
