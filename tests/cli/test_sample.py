@@ -72,7 +72,7 @@ def test_ctrl_c_shows_what_was_counted(planimeter, monkeypatch):
     code, text, told = planimeter("--samples", "20000", "--out", "counts.npz")
     assert code == 130
     assert "4096 samples" in text
-    assert "4096 of 20000 samples; they are in counts.npz" in told
+    assert "4096 of 20000 samples, 1000 exact counts; they are in counts.npz" in told
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,13 @@ def test_the_last_layer_is_the_one_that_runs_last(x):
         empirical_kernel(nn.Linear(6, 1).double(), x[:, None], **SETTINGS)
 
 
+def test_tokens_stay_whole_numbers():
+    tokens = torch.randint(0, 9, (12, 4), generator=torch.Generator().manual_seed(0))
+    module = nn.Sequential(nn.Embedding(9, 5), nn.Flatten(), nn.Linear(20, 30), nn.Linear(30, 1))
+    found = empirical_kernel(module, tokens, networks=3, **SETTINGS)
+    assert (found.layer, found.width) == ("3", 30)
+
+
 def test_wrong_numbers_are_refused(x):
     with pytest.raises(InputError, match="at least 3 groups"):
         empirical_kernel(net(), x, groups=2)

@@ -122,6 +122,7 @@ def test_an_interrupted_recount_goes_on_too(x, tmp_path, monkeypatch):
     file = tmp_path / "counts.npz"
     stop = interrupted(7 * BATCH, "recount")
     stopped = sample_functions(WIDTHS, x, SAMPLES, out=file, progress=stop, **short)
+    assert not stopped.complete
     assert stopped.exact_top < whole.exact_top
     drawn = []
     resumed = sample_functions(
@@ -162,6 +163,18 @@ def test_a_sequential_network_is_its_widths_and_others_go_as_modules(x):
     assert smooth.training
 
 
+def test_a_module_in_training_keeps_its_statistics(x, tmp_path):
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 1))
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    file = tmp_path / "counts.npz"
+    sample_functions(net, x, BATCH, out=file, **SETTINGS)
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    net[1].running_mean += 1
+    with pytest.raises(InputError, match="network is"):
+        sample_functions(net, x, BATCH, out=file, **SETTINGS)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2])
 def test_agrees_with_the_orthants_of_the_analytic_kernel(depth):
     # Shifted along one axis, so that some functions are frequent.

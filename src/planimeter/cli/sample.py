@@ -80,7 +80,8 @@ def sample(
     if not result.complete:
         kept = f"; they are in {out}, and the same command does the rest" if out else ""
         errors.print(
-            f"interrupted: {result.samples} of {result.requested} samples{kept}",
+            f"interrupted: {result.samples} of {result.requested} samples, "
+            f"{result.exact_top} exact counts{kept}",
             highlight=False,
             soft_wrap=True,
         )

@@ -102,7 +102,7 @@ def empirical_kernel(
                          + \sigma_b^2 .
 
     Memory: (g + 1) n^2 doubles for the kernel and the jackknife's groups, one network's
-    activations on a batch, and 512 doubles an input.
+    activations on a batch, and the larger of 512 and its width in doubles for each input.
 
     Arguments:
         network: a module, whose weights are drawn anew (in a copy) for each of the networks by
@@ -143,7 +143,9 @@ def empirical_kernel(
     for m in range(count):
         model = _seeded(make, _device(network), seed, m)
         like = next(model.parameters(), torch.zeros(()))
-        batches = [rows.to(like) for rows in x.detach().split(batch_size)]
+        # Tokens and other whole numbers are moved, not converted.
+        place = like if x.is_floating_point() else like.device
+        batches = [rows.to(place) for rows in x.detach().split(batch_size)]
         with evaluation_mode(model, batch_norm):
             if found is None or sums is None:
                 found = find_last_layer(model, batches[0], layer)

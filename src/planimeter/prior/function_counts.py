@@ -28,7 +28,8 @@ class FunctionCounts:
         counts: (k,) how often each was seen.
         missing: (k,) the most that a count may fall short by; 0 where it is exact.
         samples: networks drawn.
-        requested: networks asked for; more than `samples` after an interrupt.
+        requested: networks asked for.
+        complete: False after an interrupt, of the sampling or of a second count.
         inputs: n, the length of a function.
         threshold: no function that is not listed was seen more often than this.
         exact_top: so many leading functions are the most frequent ones, with exact counts.
@@ -41,16 +42,12 @@ class FunctionCounts:
     missing: NDArray[np.int64]
     samples: int
     requested: int
+    complete: bool
     inputs: int
     threshold: int
     exact_top: int
     settings: dict[str, Any]
     seconds: float
-
-    @property
-    def complete(self) -> bool:
-        """Whether as many networks were drawn as asked for."""
-        return self.samples == self.requested
 
     def functions(self, top: int | None = None) -> Bool[Tensor, "top n"]:
         """The outputs of the most frequent functions; all of them without `top`."""
@@ -130,6 +127,7 @@ class FunctionCounts:
         return {
             "samples": self.samples,
             "requested": self.requested,
+            "complete": self.complete,
             "inputs": self.inputs,
             "distinct": len(self.counts) if self.threshold == 0 else None,
             "threshold": self.threshold,

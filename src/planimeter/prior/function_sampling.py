@@ -17,11 +17,8 @@ Source: Valle-Pérez, Camargo & Louis 2019; Mingard et al. 2019; zhang2021, Sect
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,15 +34,10 @@ from planimeter.landscape.modes import evaluation_mode
 from planimeter.prior.counting import CountTable, Recount, empty_table
 from planimeter.prior.function_counts import FunctionCounts
 from planimeter.prior.initialisation import check_deviations
-from planimeter.prior.kernels import hidden_layers
 from planimeter.prior.packing import words_of
-from planimeter.prior.random_functions import (
-    BATCH,
-    FullyConnectedFunctions,
-    Functions,
-    ModuleFunctions,
-)
+from planimeter.prior.random_functions import BATCH
 from planimeter.prior.sampling_file import check_sampling_path, load_counts, save_counts
+from planimeter.prior.streams import Source, source_of, stream
 
 _MERGED_AT_ONCE = 1 << 18
 """Functions that are gathered before they are sorted into the table."""
@@ -79,7 +71,7 @@ def sample_functions(
     table had to drop functions, those of the leading ones that may have been dropped before are
     counted in a second pass over the same stream. All other counts say what may be missing.
 
-    Ctrl-C ends the run with what was counted (`complete` is False).
+    Ctrl-C ends the run with what was counted (`complete` is False), in either pass.
 
     Arguments:
         network: widths such as (7, 40, 40, 1) of a fully connected ReLU network, the first that
@@ -121,30 +113,29 @@ def sample_functions(
             f"{memory} bytes hold {budget} functions of {len(inputs)} bits, too few for the "
             f"{top} most frequent ones: give at least {2 * top * _COPIES * 8 * (words + 3)}"
         )
-    make, description, on_cpu = _maker(network, inputs, sigma_w, sigma_b)
-    settings = {
-        **description,
-        "inputs": len(inputs),
-        "inputs_sha256": hashlib.sha256(inputs.cpu().numpy().tobytes()).hexdigest()[:16],
-        "sigma_w": sigma_w,
-        "sigma_b": sigma_b,
-        "seed": seed,
-    }
-    run = _Run(
-        make=make,
-        seed=seed,
-        samples=int(samples),
-        threads=(threads or torch.get_num_threads()) if on_cpu else 1,
-        budget=budget,
-        path=path,
-        settings=settings,
-        save_every=save_every,
-        progress=progress,
-        words=words,
-    )
     modules = [network] if isinstance(network, nn.Module) else []
     with evaluation_mode(nn.ModuleList(modules)):
-        return run.counts(top, len(inputs))
+        source = source_of(network, inputs, sigma_w, sigma_b)
+        settings = {
+            "network": source.network,
+            "device": source.device,
+            "inputs": len(inputs),
+            "inputs_sha256": hashlib.sha256(inputs.cpu().numpy().tobytes()).hexdigest()[:16],
+            "sigma_w": sigma_w,
+            "sigma_b": sigma_b,
+            "seed": seed,
+        }
+        run = _Run(
+            source=source,
+            samples=int(samples),
+            threads=threads or torch.get_num_threads(),
+            budget=budget,
+            path=path,
+            settings=settings,
+            save_every=save_every,
+            progress=progress,
+        )
+        return run.counts(top)
 
 
 class _Run:
@@ -157,8 +148,7 @@ class _Run:
     def __init__(
         self,
         *,
-        make: Callable[[], Functions],
-        seed: int,
+        source: Source,
         samples: int,
         threads: int,
         budget: int,
@@ -166,12 +156,11 @@ class _Run:
         settings: dict[str, Any],
         save_every: float,
         progress: Callable[[str, int, int], None],
-        words: int,
     ) -> None:
-        self.make, self.seed, self.samples, self.threads = make, seed, samples, threads
+        self.source, self.samples, self.threads = source, samples, threads
         self.budget, self.path, self.settings = budget, path, settings
         self.save_every, self.progress = save_every, progress
-        self.table, self.before = empty_table(words), 0.0
+        self.table, self.before = empty_table(words_of(settings["inputs"])), 0.0
         self.recount: Recount | None = None
         if path is not None and (stored := load_counts(path, settings)) is not None:
             self.table, self.recount, self.before = stored
@@ -182,28 +171,29 @@ class _Run:
                 )
         self.started = self.saved = time.monotonic()
 
-    def counts(self, top: int, inputs: int) -> FunctionCounts:
+    def counts(self, top: int) -> FunctionCounts:
         """Both passes."""
         whole, rest = divmod(self.samples, BATCH)
         done = self._count(whole)
         table, samples = self.table, self.table.batches * BATCH
         last = []
         if done and rest:
-            last = [next(_stream(self.make, self.seed, whole, whole + 1, 1))[:rest]]
+            last = [next(self._stream(whole, whole + 1))[:rest]]
             table, samples = table.with_batches(last, self.budget), self.samples
         chosen = table.contenders(top) & (table.missing > 0)
         if done and chosen.any():
             words = table.words[chosen]
             if self.recount is None or not np.array_equal(self.recount.words, words):
                 self.recount = Recount(words, np.zeros(len(words), dtype=np.int64))
-            if self._count_again(whole):
+            done = self._count_again(whole)
+            if done:
                 counts, missing = table.counts.copy(), table.missing.copy()
                 counts[chosen] = self.recount.with_batches(last).counts
                 missing[chosen] = 0
                 table = replace(table, counts=counts, missing=missing)
-        return self._result(table, samples, top, inputs)
+        return self._result(table, samples, done, top)
 
-    def _result(self, table: CountTable, samples: int, top: int, inputs: int) -> FunctionCounts:
+    def _result(self, table: CountTable, samples: int, done: bool, top: int) -> FunctionCounts:
         order = np.argsort(-table.counts, kind="stable")
         counts, missing = table.counts[order], table.missing[order]
         return FunctionCounts(
@@ -212,7 +202,8 @@ class _Run:
             missing=missing,
             samples=samples,
             requested=self.samples,
-            inputs=inputs,
+            complete=done,
+            inputs=self.settings["inputs"],
             threshold=table.threshold,
             exact_top=_certain(counts, missing, table.threshold, top),
             settings=self.settings,
@@ -232,8 +223,7 @@ class _Run:
             pending.clear()
 
         try:
-            stream = _stream(self.make, self.seed, first, batches, self.threads)
-            for i, functions in enumerate(stream, first):
+            for i, functions in enumerate(self._stream(first, batches), first):
                 pending.append((i, functions))
                 if BATCH * len(pending) >= max(_MERGED_AT_ONCE, len(self.table.counts) // 2):
                     merge()
@@ -255,7 +245,7 @@ class _Run:
         assert self.recount is not None
         try:
             first = self.recount.batches
-            for batch in _stream(self.make, self.seed, first, batches, self.threads):
+            for batch in self._stream(first, batches):
                 self.recount = self.recount.with_batches([batch])
                 if time.monotonic() - self.saved > self.save_every:
                     self._save()
@@ -266,6 +256,9 @@ class _Run:
         self._save()
         return True
 
+    def _stream(self, first: int, end: int) -> Iterator[NDArray[np.uint64]]:
+        return stream(self.source, self.settings["seed"], first, end, self.threads)
+
     def _seconds(self) -> float:
         return self.before + time.monotonic() - self.started
 
@@ -273,97 +266,6 @@ class _Run:
         if self.path is not None:
             save_counts(self.path, self.settings, self.table, self.recount, self._seconds())
             self.saved = time.monotonic()
-
-
-def _stream(
-    make: Callable[[], Functions], seed: int, first: int, end: int, threads: int
-) -> Iterator[NDArray[np.uint64]]:
-    """Batches `first` to `end` in order, drawn by several threads, few of them ahead.
-
-    Each thread draws its own networks on one core: matrix products this small do not get faster
-    with more.
-    """
-    own = threading.local()
-    before = torch.get_num_threads()
-
-    def draw(index: int) -> NDArray[np.uint64]:
-        if not hasattr(own, "functions"):
-            # Of this thread alone, whose products would otherwise start threads of their own.
-            torch.set_num_threads(1)
-            own.functions = make()
-        with torch.inference_mode():
-            functions: NDArray[np.uint64] = own.functions.batch(seed, index)
-        return functions
-
-    waiting: deque[Future[NDArray[np.uint64]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for index in range(first, end):
-                waiting.append(pool.submit(draw, index))
-                if len(waiting) > 3 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-            # Threads that torch has yet to meet take the last number that was set anywhere.
-            torch.set_num_threads(before)
-
-
-def _maker(
-    network: nn.Module | Sequence[int], x: Tensor, sigma_w: float, sigma_b: float
-) -> tuple[Callable[[], Functions], dict[str, Any], bool]:
-    """What makes a thread's stream, what it is of, and whether it runs on the CPU."""
-    widths = _widths(network)
-    if widths is None:
-        assert isinstance(network, nn.Module)
-        first = next(network.parameters(), None)
-        if first is None:
-            raise InputError("the network has no parameters: there is nothing to draw")
-        rows = x.to(first)
-        ModuleFunctions(network, rows, sigma_w, sigma_b)  # refused here rather than in a thread
-        state = hashlib.sha256(str(network).encode())
-        for name, buffer in network.state_dict().items():
-            state.update(f"{name} {tuple(buffer.shape)}".encode())
-        description = {"network": state.hexdigest()[:16], "device": first.device.type}
-        # vmap and functional_call replace a module's parameters for the time of a call.
-        return (
-            lambda: ModuleFunctions(network, rows, sigma_w, sigma_b),
-            description,
-            False,
-        )
-    rows = x.flatten(1).float()
-    if rows.shape[1] != widths[0]:
-        raise InputError(f"the network takes {widths[0]} numbers an input, x has {rows.shape[1]}")
-    if isinstance(network, nn.Module):
-        rows = rows.to(next(network.parameters()).device)
-    description = {"network": "-".join(map(str, widths)), "device": rows.device.type}
-    hidden = widths[1:-1]
-    return (
-        lambda: FullyConnectedFunctions(rows, hidden, sigma_w, sigma_b),
-        description,
-        rows.device.type == "cpu",
-    )
-
-
-def _widths(network: nn.Module | Sequence[int]) -> list[int] | None:
-    """Of a fully connected ReLU network; None for a module of another kind."""
-    if not isinstance(network, nn.Module):
-        widths = [int(width) for width in network]
-        if len(widths) < 2 or min(widths) < 1 or widths[-1] != 1:
-            raise InputError(
-                f"widths are those of the inputs, the hidden layers and one output, such as "
-                f"7, 40, 40, 1; got {', '.join(map(str, widths)) or 'none'}"
-            )
-        return widths
-    try:
-        hidden_layers(network)
-    except InputError:
-        return None
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-    widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
-    return _widths(widths)
 
 
 def _checked_inputs(x: Float[Tensor, "n ..."]) -> Tensor:
