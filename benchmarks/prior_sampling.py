@@ -1,13 +1,13 @@
 """Sampling of functions against the machine's own matrix products. Prints and writes a table.
 
-    python benchmarks/prior_sampling.py            # about two minutes on 2 cores
+    python benchmarks/prior_sampling.py            # about two minutes on 2 idle cores
 
 The Boolean system (7-40-40-1 on all 128 inputs). Reference: the three batched products that a
 network needs, (B, 128, 7) x (B, 7, 40), (B, 128, 40) x (B, 40, 40) and (B, 128, 40) x (B, 40, 1),
 alone, into preallocated outputs, on as many threads, for the B that is fastest. Against it: all of
 `sample_functions` (random numbers, products, ReLU, packing, counting), and a plain loop over
 batches as one would write it in torch. Rounds alternate; the smallest time of each counts, since
-other programs can only slow a round down.
+other programs can only slow a round down. Where they do, look at the processor time.
 """
 
 from __future__ import annotations
