@@ -49,7 +49,7 @@ def simplicity_bias(file: Path, samples: int) -> Figure:
     r = np.corrcoef(np.log(p), complexity)[0, 1]
     right.set(
         xlabel="Lempel-Ziv complexity (bits)", ylabel="P(f)",
-        title=f"{many} functions seen 5 times or more, r = {r:+.2f}",
+        title=f"seen 5 times or more: {many}, r = {r:+.2f}",
     )  # fmt: skip
     print(f"correlation of log P with complexity: {r:+.3f} over {many} functions")
     return figure
