@@ -85,6 +85,8 @@ def wide_resnet(
 ) -> PreResNet:
     """A WideResNet of `depth` = 6n + 4 layers with `width` times the channels, without dropout.
 
+    (The source counts the three shortcuts' convolutions, and not the linear layer.)
+
     Raises:
         InputError: no such depth or width, inputs are no images, or there is no output.
     """
