@@ -68,7 +68,7 @@ def test_mistakes_are_named_with_their_line(model, message):
 def test_log_p_needs_a_network_with_an_analytic_kernel():
     with pytest.raises(InputError, match=r"only fully_connected has, not lenet5: set `prior: "):
         study("{name: lenet5}", STUDY.replace("prior: {noise: []}\n", ""))
-    with pytest.raises(InputError, match="a figure of log_prior needs prior.noise"):
+    with pytest.raises(InputError, match=r"a figure of log_prior needs prior\.noise"):
         study("{name: lenet5}", STUDY.replace("[rangamani]", "[log_prior]"))
 
 

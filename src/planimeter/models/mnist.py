@@ -29,7 +29,7 @@ class LeNet5(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n outputs"]:
         """Logits."""
-        if x.shape[-1] != 32:
+        if x.shape[-2:] != (32, 32):
             x = torch.nn.functional.interpolate(x, (32, 32), mode="bilinear")
         logits: Tensor = self.fc(self.convnet(x).flatten(1))
         return logits

@@ -4,7 +4,8 @@ A convolution to 16 channels, then three stages of n blocks with 16k, 32k and 64
 times as many between blocks that are bottlenecks), BatchNorm, ReLU, a mean over pixels, and a
 linear layer. A block computes
 
-.. math:: y = s(x) + W_m\,a_m(\cdots W_1\,a_1(x)), \qquad a_i = \mathrm{ReLU} \circ \mathrm{BatchNorm}_i,
+.. math:: y = s(x) + W_m\,a_m(\cdots W_1\,a_1(x)), \qquad
+          a_i = \mathrm{ReLU} \circ \mathrm{BatchNorm}_i,
 
 and nothing acts on the stream y itself. In a basic block W_1 and W_2 are 3 x 3 convolutions; in a
 bottleneck W_1, W_2, W_3 are 1 x 1, 3 x 3 and 1 x 1. The first block of the second and third stage

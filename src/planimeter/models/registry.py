@@ -51,7 +51,7 @@ def _resnet50(
 ) -> nn.Module:
     channels, _, _ = image_shape("resnet50", input_shape)
     if channels != 3:
-        raise InputError(f"resnet50 takes colour images (3, height, width), got {channels} channels")
+        raise InputError(f"resnet50 takes images of 3 channels, got {channels}")
     return resnet50(outputs, small_images=small_images)
 
 

@@ -23,8 +23,8 @@ def vgg16(
 
     Thirteen 3 x 3 convolutions with biases and ReLU in five stages, each ended by 2 x 2
     max-pooling (which rounds up where a size is odd), then linear layers with dropout before all
-    but the last. Convolutions are normal with variance 2 / fan_out and biases zero, linear layers as
-    torch initialises them, all from torch's generator.
+    but the last. Convolutions are normal with variance 2 / fan_out and have biases of zero, linear
+    layers are as torch initialises them, all from torch's generator.
 
     Arguments:
         input_shape: channels, height and width.

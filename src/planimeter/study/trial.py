@@ -141,8 +141,7 @@ def run_trial(trial: Trial, weights: Path | None = None) -> dict[str, Any]:
     what = json.dumps(trial.data, sort_keys=True), json.dumps(trial.model, sort_keys=True)
     settings = {name: trial.prior[name] for name in ("particles", "runs")}
     priors = [
-        log_prior(_kernel(*what), function, noise, **settings)
-        for noise in trial.prior["noise"]
+        log_prior(_kernel(*what), function, noise, **settings) for noise in trial.prior["noise"]
     ]
     return result | {
         "test_error": float((test_labels != split.test_labels).double().mean()),
