@@ -25,7 +25,7 @@ def all_cnn(
     input_dropout: float = 0.2,
     dropout: float = 0.5,
 ) -> nn.Sequential:
-    """All-CNN-C: nine convolutions, each with ReLU, then a mean over pixels; 1,369,738 parameters.
+    """All-CNN-C: nine convolutions, ReLUs between them, a mean over pixels; 1,369,738 parameters.
 
     Arguments:
         input_shape: channels, height and width; at least 9 pixels either way.
