@@ -19,10 +19,8 @@ from torch import Tensor
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate, format_with_error
 from planimeter.prior.empirical_kernel import EmpiricalKernel
-from planimeter.prior.log_prior import LogProbability, log_prior
-
-_FEW_PARTICLES = {"particles": 2, "runs": 2}
-"""For the deleted kernels, of which only the deterministic value is used."""
+from planimeter.prior.log_prior import log_prior
+from planimeter.prior.log_probability import LogProbability
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def empirical_log_prior(
     if orthant.impossible is None:
         for j, group in enumerate(estimate.groups):
             kernel = (count * estimate.kernel - group) / (count - 1)
-            found = log_prior(kernel, labels, estimate.noise, **_FEW_PARTICLES, **iteration)  # type: ignore[arg-type]
+            found = log_prior(kernel, labels, estimate.noise, method="ep", **iteration)  # type: ignore[arg-type]
             deleted.append(found.corrected)
             progress("jackknife", j + 1, count)
     values = torch.tensor(deleted, dtype=torch.float64)
