@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -15,19 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from planimeter.errors import InputError
 from planimeter.flatness import MEASURES
 from planimeter.study.data_spec import DataSpec
+from planimeter.study.model_spec import ModelSpec
 
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSpec(_Spec):
-    """A fully connected ReLU network with one output."""
-
-    name: Literal["fully_connected"] = "fully_connected"
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (40, 40)
-    sigma_w: float = Field(default=math.sqrt(2.0), gt=0)
-    sigma_b: float = Field(default=1.0, ge=0)
 
 
 class SGDSpec(_Spec):
@@ -88,9 +79,12 @@ class GridSpec(_Spec):
 
 
 class PriorSpec(_Spec):
-    """log P(f), under one or several noise conventions; the first is the one that figures show."""
+    """log P(f), under one or several noise conventions; the first is the one that figures show.
 
-    noise: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(0.0,), min_length=1)
+    Without any, log P(f) is not computed.
+    """
+
+    noise: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)
     particles: int = Field(default=1000, ge=10)
     runs: int = Field(default=8, ge=2)
 
@@ -136,6 +130,13 @@ class Study(_Spec):
                     raise ValueError(f"{name}.{setting} must be {kind}, got {value!r}")
         for name in self.figures:
             _one_of("figure quantity", name, ["log_prior", *self.measures], self)
+        if self.prior.noise and self.model.name != "fully_connected":
+            raise ValueError(
+                f"log P(f) needs the analytic kernel, which only fully_connected has, not "
+                f"{self.model.name}: set `prior: {{noise: []}}` to leave it out"
+            )
+        if "log_prior" in self.figures and not self.prior.noise:
+            raise ValueError("a figure of log_prior needs prior.noise: name other `figures`")
         return self
 
 
