@@ -114,10 +114,12 @@ class Study(_Spec):
     @model_validator(mode="after")
     def _consistent(self) -> Study:
         available, largest = self.data.largest_attack_set(), max(self.grid.attack)
+        if available < 0:
+            raise ValueError(f"{self.data.name} has too few rows: {-available} are missing")
         if available < largest:
             raise ValueError(
-                f"{self.data.name} has {max(available, 0)} rows beside the training and test sets, "
-                f"too few for an attack set of {largest}"
+                f"{self.data.name} has {available} rows beside the training and test sets, too few "
+                f"for an attack set of {largest}"
             )
         for name, settings in self.measures.items():
             _one_of("measure", name, MEASURES, self)
