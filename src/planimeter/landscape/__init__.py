@@ -2,5 +2,15 @@
 
 from planimeter.landscape.landscape import LossLandscape, refuse_non_finite
 from planimeter.landscape.modes import BATCH_NORM, evaluation_mode
+from planimeter.landscape.tracing import Trace, arguments, described, traced
 
-__all__ = ["BATCH_NORM", "LossLandscape", "evaluation_mode", "refuse_non_finite"]
+__all__ = [
+    "BATCH_NORM",
+    "LossLandscape",
+    "Trace",
+    "arguments",
+    "described",
+    "evaluation_mode",
+    "refuse_non_finite",
+    "traced",
+]

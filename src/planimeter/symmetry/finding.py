@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
+from planimeter.landscape import traced
 from planimeter.operators.batches import Inputs
 from planimeter.symmetry.homogeneity import Flow, Use
 from planimeter.symmetry.rescalings import Rescaling, Rescalings, Scaling
-from planimeter.symmetry.tracing import traced
 from planimeter.symmetry.units import ZERO, distinct
 
 SHOWN = 3

@@ -18,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor, fx, nn
 
 from planimeter.errors import InputError
+from planimeter.landscape import Trace, arguments, described
 from planimeter.symmetry.operations import (
     CONVOLUTIONS,
     ENTRYWISE,
@@ -28,10 +29,7 @@ from planimeter.symmetry.operations import (
     RESHAPING,
     SUMS,
     TRANSPOSED,
-    arguments,
-    described,
 )
-from planimeter.symmetry.tracing import Trace
 from planimeter.symmetry.units import ZERO, Units, compressed
 
 LARGEST_ADDED = 2**16

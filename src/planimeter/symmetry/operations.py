@@ -1,10 +1,6 @@
-"""Which ATen operations are positively homogeneous, and what their arguments are."""
+"""Which ATen operations are positively homogeneous."""
 
 from __future__ import annotations
-
-from typing import Any
-
-from torch import fx
 
 ENTRYWISE = frozenset({"relu", "leaky_relu", "prelu", "abs", "neg", "positive"}) | frozenset(
     {"clone", "contiguous", "detach", "alias", "lift_fresh_copy"}
@@ -30,30 +26,3 @@ SUMS = frozenset({"add", "sub", "maximum", "minimum"})
 """Homogeneous where both operands have the same factor."""
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "convolution"})
 TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of an operation by name, defaults included."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    given: dict[str, Any] = {}
-    for position, argument in enumerate(schema.arguments):
-        if position < len(node.args):
-            given[argument.name] = node.args[position]
-        elif argument.name in node.kwargs:
-            given[argument.name] = node.kwargs[argument.name]
-        elif argument.has_default_value():
-            given[argument.name] = argument.default_value
-    return given
-
-
-def described(node: fx.Node) -> str:
-    """The operation in words, by its module where that is one of torch's."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    path, kind = stack[-1] if stack else ("", "")
-    kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-    path = str(path).partition("@")[0]
-    if kind.startswith("torch.nn.modules.") and path:
-        return f"{path!r} ({kind.rpartition('.')[2]})"
-    schema = getattr(node.target, "_schema", None)
-    name = schema.name.rpartition("::")[2] if schema else str(node.target)
-    return f"the operation {name!r}" + (f" in {path!r}" if path else "")

@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
 from planimeter.errors import InputError
-from planimeter.landscape import evaluation_mode
+from planimeter.landscape.modes import evaluation_mode
 from planimeter.operators.batches import Inputs
 
 
@@ -91,6 +91,33 @@ def traced(model: nn.Module, example: Inputs) -> Trace:
         ),
         _shared(model),
     )
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an operation by name, defaults included."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    given: dict[str, Any] = {}
+    for position, argument in enumerate(schema.arguments):
+        if position < len(node.args):
+            given[argument.name] = node.args[position]
+        elif argument.name in node.kwargs:
+            given[argument.name] = node.kwargs[argument.name]
+        elif argument.has_default_value():
+            given[argument.name] = argument.default_value
+    return given
+
+
+def described(node: fx.Node) -> str:
+    """The operation in words, by its module where that is one of torch's."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    path, kind = stack[-1] if stack else ("", "")
+    kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    path = str(path).partition("@")[0]
+    if kind.startswith("torch.nn.modules.") and path:
+        return f"{path!r} ({kind.rpartition('.')[2]})"
+    schema = getattr(node.target, "_schema", None)
+    name = schema.name.rpartition("::")[2] if schema else str(node.target)
+    return f"the operation {name!r}" + (f" in {path!r}" if path else "")
 
 
 def _shared(model: nn.Module) -> frozenset[str]:
