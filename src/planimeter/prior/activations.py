@@ -42,37 +42,41 @@ class Dual:
 
     Arguments:
         name: how it is written in a program.
-        covariance: of c, v and w; it may overwrite c.
+        covariance: of c and what `prepared` makes of v and w; it may overwrite c.
         mean: of v.
+        prepared: of v, once for all the pairs that a row is in.
     """
 
     name: str
     covariance: Covariance
     mean: Callable[[Float[Tensor, "*rows"]], Float[Tensor, "*rows"]]
+    prepared: Callable[[Float[Tensor, "*rows"]], Float[Tensor, "*rows"]] = torch.clone
 
 
 def relu(slope: float = 0.0) -> Dual:
     """ReLU, or leaky ReLU with a slope below zero; slope -1 is the absolute value."""
     name = "relu" if slope == 0 else f"leaky_relu({slope})"
 
-    def covariance(c: Tensor, v: Tensor, w: Tensor) -> Tensor:
-        steep = _relu(c.clone() if slope else c, v, w)
+    def covariance(c: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        steep = _relu(c.clone() if slope else c, row, column)
         return steep.mul_((1 - slope) ** 2).add_(c, alpha=slope) if slope else steep
 
     def mean(v: Tensor) -> Tensor:
         return (v / (2 * math.pi)).sqrt_().mul_(1 - slope)
 
-    return Dual(name, covariance, mean)
+    return Dual(name, covariance, mean, torch.sqrt)
 
 
 def erf() -> Dual:
     """The error function."""
 
-    def covariance(c: Tensor, v: Tensor, w: Tensor) -> Tensor:
-        c.mul_(2 * (1 + 2 * v).rsqrt_()).mul_((1 + 2 * w).rsqrt_())
-        return c.clamp_(-1.0, 1.0).asin_().mul_(2 / math.pi)
+    def covariance(c: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return c.mul_(row).mul_(column).clamp_(-1.0, 1.0).asin_().mul_(2 / math.pi)
 
-    return Dual("erf", covariance, torch.zeros_like)
+    def prepared(v: Tensor) -> Tensor:
+        return (v + 0.5).rsqrt_()
+
+    return Dual("erf", covariance, torch.zeros_like, prepared)
 
 
 def gelu() -> Dual:
@@ -96,17 +100,15 @@ def gelu() -> Dual:
     return Dual("gelu", covariance, mean)
 
 
-def _relu(c: Tensor, v: Tensor, w: Tensor) -> Tensor:
-    row, column = v.sqrt(), w.sqrt()
+def _relu(c: Tensor, row: Tensor, column: Tensor) -> Tensor:
     norms = row * column
-    # Inputs without variance have no direction: their cosine counts as 0, their result is 0.
-    cosine = (
+    if bool(row.all()) and bool(column.all()):
         c.div_(norms)
-        if bool((row > 0).all()) and bool((column > 0).all())
-        else (c.copy_(torch.where(norms > 0, c / norms, 0.0)))
-    )
-    cosine.clamp_(-1.0, 1.0)
-    sine = torch.mul(cosine, cosine).neg_().add_(1.0).sqrt_()
-    # pi - arccos = pi/2 + arcsin; the arcsine takes the pass that the difference would.
-    angle = torch.asin(cosine).add_(math.pi / 2)
-    return torch.addcmul(sine, angle, cosine, out=cosine).mul_(norms).mul_(1 / (2 * math.pi))
+    else:  # inputs without variance have no direction: their cosine counts as 0, their result is 0
+        c.copy_(torch.where(norms > 0, c / norms, 0.0))
+    c.clamp_(-1.0, 1.0)
+    one = torch.ones((), dtype=c.dtype, device=c.device)
+    sine = torch.addcmul(one, c, c, value=-1).sqrt_()
+    angle = torch.acos(c).sub_(math.pi)  # minus the angle between x and -x'
+    torch.addcmul(sine, angle, c, value=-1, out=c)
+    return c.mul_(norms).mul_(1 / (2 * math.pi))

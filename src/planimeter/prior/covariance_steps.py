@@ -54,6 +54,10 @@ class Moments(Protocol):
         """K_0(x, x)."""
         ...
 
+    def prepared(self, step: int, dual: Dual) -> Float[Tensor, "h w r c"]:
+        """What an activation needs of the variance."""
+        ...
+
     def mean(self, step: int) -> Float[Tensor, "h w r c"] | None:
         """The mean over features; None where it is zero."""
         ...
@@ -117,7 +121,7 @@ class Linear(Step):
         """The mean over positions."""
         if value.shape[:2] != (1, 1):
             value = value.mean((0, 1), keepdim=True)
-        return value.mul_(self.weight).add_(self.bias)
+        return _affine(value, self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,7 @@ class Convolution(Step):
             first, apart = -self.padding[axis], self.dilation[axis]
             taps = [first + apart * tap for tap in range(self.kernel[axis])]
             value = _window_sum(value, axis, length, taps, self.stride[axis])
-        taps = self.kernel[0] * self.kernel[1]
-        return value.mul_(self.weight / taps).add_(self.bias)
+        return _affine(value, self.weight / (self.kernel[0] * self.kernel[1]), self.bias)
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class Activation(Step):
         self, total: Tensor | None, value: Tensor, node: Node, offset: Offset, moments: Sides
     ) -> Tensor:
         """The dual activation."""
-        left, right = (side.variance(self.sources[0]) for side in moments)
+        left, right = (side.prepared(self.sources[0], self.dual) for side in moments)
         return self.dual.covariance(value, here(left, offset), there(right, offset))
 
     def mean(self, means: list[Tensor | None], moments: Moments) -> Tensor | None:
@@ -334,9 +337,16 @@ def there(field: Float[Tensor, "h w ..."], offset: Offset) -> Float[Tensor, "a b
 
 def _cut(field: Tensor, start: Offset) -> Tensor:
     for axis in (0, 1):
-        length = field.shape[axis] - abs(start[axis])
-        field = field.narrow(axis, max(0, start[axis]), length)
+        if start[axis]:
+            length = field.shape[axis] - abs(start[axis])
+            field = field.narrow(axis, max(0, start[axis]), length)
     return field
+
+
+def _affine(value: Tensor, factor: float, shift: float) -> Tensor:
+    """value <- factor value + shift, in one pass."""
+    constant = torch.full((), shift, dtype=value.dtype, device=value.device)
+    return torch.add(constant, value, alpha=factor, out=value)
 
 
 def _window_sum(value: Tensor, axis: int, length: int, taps: list[int], stride: int) -> Tensor:

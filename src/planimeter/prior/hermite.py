@@ -39,21 +39,23 @@ def smooth(name: str, function: Callable[[Tensor], Tensor]) -> Dual:
         InputError: the variances are so large that the series does not reach `TOLERANCE`.
     """
 
-    def covariance(c: Tensor, v: Tensor, w: Tensor) -> Tensor:
-        row, column = v.double().sqrt(), w.double().sqrt()
+    def covariance(c: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        row, column = row.double(), column.double()
         left, right = coefficients(name, function, row, column)
         norms = row * column
         cosine = torch.where(norms > 0, c / norms, 0.0).clamp_(-1.0, 1.0)
         total = left[-1] * right[-1]
         for a, b in zip(reversed(left[:-1]), reversed(right[:-1]), strict=True):
-            total.mul_(cosine).addcmul_(a, b)
+            total.mul_(cosine)
+            if bool(a.any()):
+                total.addcmul_(a, b)
         return c.copy_(total)
 
     def mean(v: Tensor) -> Tensor:
         z, weight = _nodes(v.device)
         return (function(v.double().sqrt()[..., None] * z) @ weight).to(v.dtype)
 
-    return Dual(name, covariance, mean)
+    return Dual(name, covariance, mean, torch.sqrt)
 
 
 def coefficients(
@@ -70,7 +72,9 @@ def coefficients(
     terms = 16
     while True:
         basis = _hermite(z, terms) * weight
+        # Coefficients that rounding alone made, such as the even ones of tanh, count as none.
         found = [torch.einsum("...z,kz->k...", value, basis) for value in values]
+        found = [torch.where(a.abs() > 1e-16 * largest**0.5, a, 0.0) for a in found]
         left_out = max(
             float((moment - a.square().sum(0)).max())
             for moment, a in zip(moments, found, strict=True)

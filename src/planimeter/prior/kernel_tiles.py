@@ -18,33 +18,40 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from planimeter.errors import InputError
 from planimeter.operators.memory import free_memory
+from planimeter.prior.activations import Dual
 from planimeter.prior.propagation import (
     Data,
     Fields,
     Plan,
     Program,
+    all_pairs,
     covariance,
+    each_with_its_own,
     moments_needed,
     own_moments,
     planned,
 )
 
 Progress = Callable[[str, int, int], None]
+Part = slice | Int[Tensor, " p"]
+Tile = tuple[Any, Any]
+"""Rows and columns, both as a `Part`: ranges of both, or pairs of numbers."""
 
 TILE = 2**16
 """Numbers in an average covariance of a tile on the CPU."""
 TILE_ON_GPU = 2**24
 BAND = 2**25
 """Numbers in a band of rows."""
-_LONGEST = 2048  # columns of a tile
+_SHORTEST, _LONGEST = 64, 2048  # columns of a tile
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class Tiling:
 
     Arguments:
         rows, columns: of a tile.
+        paired: whether a tile is a list of rows times columns pairs; ranges as short as in a small
+            kernel would leave inner loops without work.
         band: rows that are computed before they are written.
         own: rows whose moments are computed at a time.
         workers: tiles at a time.
@@ -61,6 +70,7 @@ class Tiling:
 
     rows: int
     columns: int
+    paired: bool
     band: int
     own: int
     workers: int
@@ -88,15 +98,21 @@ def kernel_matrix(
         rows = _moments(program, own_plan, left, tiling, pool)
         columns = rows if right is None else _moments(program, own_plan, right, tiling, pool)
 
-        def fill(block: Tensor, row: int, column: int, tile: tuple[slice, slice]) -> None:
+        def fill(block: Tensor, row: int, column: int, tile: Tile) -> None:
             i, j = tile
-            block[i.start - row : i.stop - row, j.start - column : j.stop - column] = covariance(
+            sides = _Side(rows, i, columns=False), _Side(columns, j, columns=not tiling.paired)
+            found = covariance(
                 program,
                 plan,
                 [value[..., i] for value in left],
                 [value[..., j] for value in (left if right is None else right)],
-                (_Side(rows, i, columns=False), _Side(columns, j, columns=True)),
+                sides,
+                each_with_its_own if tiling.paired else all_pairs,
             )[0, 0]
+            if isinstance(i, Tensor):
+                block[i - row, j - column] = found[:, 0]
+            else:
+                block[i.start - row : i.stop - row, j.start - column : j.stop - column] = found
 
         target = _Target(out, (n, m), left[0], _fingerprint(program, left, right, tiling))
         for start in range(target.done, n, tiling.band):
@@ -116,11 +132,14 @@ def kernel_matrix(
 class _Side:
     """The moments of a tile's rows or columns, cut from those of all."""
 
-    def __init__(self, fields: Fields, part: slice, *, columns: bool) -> None:
+    def __init__(self, fields: Fields, part: Part, *, columns: bool) -> None:
         self._fields, self._part, self._axis = fields, part, -2 if columns else -1
 
     def variance(self, step: int) -> Tensor:
         return self._fields.variances[step][:, :, self._part].unsqueeze(self._axis)
+
+    def prepared(self, step: int, dual: Dual) -> Tensor:
+        return self._fields.ready[step, dual.name][:, :, self._part].unsqueeze(self._axis)
 
     def mean(self, step: int) -> Tensor | None:
         mean = self._fields.means[step]
@@ -186,20 +205,26 @@ def _tiled(
     gpu = device.type != "cpu"
     workers = 1 if gpu else torch.get_num_threads()
     pairs = max(1, int((TILE_ON_GPU if gpu else TILE) / plan.mean))
-    columns = min(m, _LONGEST if gpu else max(64, min(_LONGEST, pairs // 8)))
-    rows = max(1, min(pairs // columns, n))
-    if symmetric:  # tiles on the diagonal are computed whole: not many rows of them
-        rows = min(rows, max(1, n // 8))
-    moments = (n if symmetric else n + m) * sum(
-        program[step].size[0] * program[step].size[1] for step, _ in own_plan.targets
+    columns = min(m, _LONGEST if gpu else max(_SHORTEST, min(_LONGEST, pairs // 8)))
+    paired = m < _SHORTEST
+    if paired:
+        rows, columns = max(1, min(pairs, n * m // (2 * workers))), 1
+    else:
+        rows = max(1, min(pairs // columns, n))
+        if symmetric:  # tiles on the diagonal are computed whole: not many rows of them
+            rows = min(rows, max(1, n // 8))
+    moments = (
+        2
+        * (n if symmetric else n + m)
+        * sum(program[step].size[0] * program[step].size[1] for step, _ in own_plan.targets)
     )
     while True:
-        band = min(n, rows * max(1, BAND // (m * rows)))
+        band = min(n, max(rows, BAND // m) if not paired else max(1, BAND // m))
         own = max(1, min(n, rows * columns))
         working = workers * plan.peak * rows * columns + band * m + moments
         result = n * m if kept else 0
         if (working + result) * bytes_each <= free_memory(device):
-            return Tiling(rows, columns, band, own, workers, working * bytes_each)
+            return Tiling(rows, columns, paired, band, own, workers, working * bytes_each)
         if rows * columns == 1 and workers == 1:
             break
         if rows > 1:
@@ -218,9 +243,13 @@ def _tiled(
     )
 
 
-def _tiles(
-    band: slice, m: int, tiling: Tiling, *, symmetric: bool
-) -> Iterator[tuple[slice, slice]]:
+def _tiles(band: slice, m: int, tiling: Tiling, *, symmetric: bool) -> Iterator[Tile]:
+    if tiling.paired:
+        pairs = [
+            (i, j) for i in range(band.start, band.stop) for j in range(i if symmetric else 0, m)
+        ]
+        yield from (tuple(part.unbind(1)) for part in torch.tensor(pairs).split(tiling.rows))
+        return
     for i in range(band.start, band.stop, tiling.rows):
         for j in range(i if symmetric else 0, m, tiling.columns):
             yield (
@@ -248,6 +277,8 @@ def _moments(
     together = Fields(program, data)
     for step in parts[0].variances:
         together.variances[step] = torch.cat([part.variances[step] for part in parts], dim=2)
+    for key in parts[0].ready:
+        together.ready[key] = torch.cat([part.ready[key] for part in parts], dim=2)
     for step, mean in parts[0].means.items():
         means = [part.means[step] for part in parts]
         together.means[step] = (

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from planimeter.prior.activations import Dual
 from planimeter.prior.covariance_steps import (
     Activation,
     Input,
@@ -29,6 +31,8 @@ from planimeter.prior.covariance_steps import (
 Program = tuple[Step, ...]
 Data = list[Float[Tensor, "h w d n"]]
 """A program's inputs, rows last."""
+Products = Callable[[Float[Tensor, "h w d r"], Float[Tensor, "h w d c"]], Tensor]
+"""Means of products of features: of all pairs, or of each row with the column of its number."""
 
 # Arrays of a tile's size that an activation makes on top of its input.
 _WORKSPACE = 3
@@ -137,11 +141,11 @@ def _peak(instructions: list[Instruction], sizes: dict[Node, int]) -> int:
 
 
 def covariance(
-    program: Program, plan: Plan, left: Data, right: Data, moments: Sides
+    program: Program, plan: Plan, left: Data, right: Data, moments: Sides, products: Products
 ) -> Float[Tensor, "h w r c"]:
-    """The covariance of a plan's one target between the rows `left` and the columns `right`."""
+    """The covariance of a plan's one target between `left` and `right`: see `Products`."""
     found: dict[Node, Tensor] = {}
-    _run(program, plan, lambda node: _products(program, node, left, right), moments, found.update)
+    _run(program, plan, partial(_made, program, left, right, products), moments, found.update)
     return found[plan.targets[0]]
 
 
@@ -152,10 +156,17 @@ class Fields:
         self.program, self.data = program, data
         self.variances: dict[int, Float[Tensor, "h w n"]] = {}
         self.means: dict[int, Float[Tensor, "h w n"] | None] = {}
+        self.ready: dict[tuple[int, str], Float[Tensor, "h w n"]] = {}
 
     def variance(self, step: int) -> Float[Tensor, "h w n 1"]:
         """As in `Moments`, of all rows."""
         return self.variances[step][..., None]
+
+    def prepared(self, step: int, dual: Dual) -> Float[Tensor, "h w n 1"]:
+        """As in `Moments`, of all rows."""
+        if (step, dual.name) not in self.ready:
+            self.ready[step, dual.name] = dual.prepared(self.variances[step])
+        return self.ready[step, dual.name][..., None]
 
     def mean(self, step: int) -> Float[Tensor, "h w n 1"] | None:
         """As in `Moments`, of all rows."""
@@ -178,7 +189,8 @@ def own_moments(program: Program, plan: Plan, data: Data) -> Fields:
         for (step, _), value in values.items():
             fields.variances[step] = value[..., 0].clone()
 
-    _run(program, plan, lambda node: _own_products(program, node, data), (fields, fields), reached)
+    made = partial(_made, program, data, data, each_with_its_own)
+    _run(program, plan, made, (fields, fields), reached)
     for step in program:
         if isinstance(step, LayerNorm):
             fields.mean(step.sources[0])
@@ -217,23 +229,32 @@ def _run(
             reached({step.node: values[step.node]})
 
 
-def _products(program: Program, node: Node, left: Data, right: Data) -> Float[Tensor, "h w r c"]:
-    layer, size = program[node[0]], _size(program, node)
-    if not isinstance(layer, Input):  # no two positions are that far apart
-        return left[0].new_zeros(*size, left[0].shape[3], right[0].shape[3])
-    one, other = here(left[layer.number], node[1]), there(right[layer.number], node[1])
-    features = one.shape[2]
+def all_pairs(
+    left: Float[Tensor, "h w d r"], right: Float[Tensor, "h w d c"]
+) -> Float[Tensor, "h w r c"]:
+    """Every row with every column."""
+    features = left.shape[2]
     if features > _FEW:
-        return torch.matmul(one.mT, other).div_(features)
-    total = one[:, :, 0, :, None] * other[:, :, 0, None, :]
+        return torch.matmul(left.mT, right).div_(features)
+    total = left[:, :, 0, :, None] * right[:, :, 0, None, :]
     for feature in range(1, features):
-        total.addcmul_(one[:, :, feature, :, None], other[:, :, feature, None, :])
+        total.addcmul_(left[:, :, feature, :, None], right[:, :, feature, None, :])
     return total.div_(features)
 
 
-def _own_products(program: Program, node: Node, data: Data) -> Float[Tensor, "h w n 1"]:
-    layer, size = program[node[0]], _size(program, node)
-    if not isinstance(layer, Input):
-        return data[0].new_zeros(*size, data[0].shape[3], 1)
-    one, other = here(data[layer.number], node[1]), there(data[layer.number], node[1])
-    return (one * other).mean(2)[..., None]
+def each_with_its_own(
+    left: Float[Tensor, "h w d p"], right: Float[Tensor, "h w d p"]
+) -> Float[Tensor, "h w p 1"]:
+    """Every row with one column."""
+    return (left * right).mean(2)[..., None]
+
+
+def _made(
+    program: Program, left: Data, right: Data, products: Products, node: Node
+) -> Float[Tensor, "h w r c"]:
+    layer = program[node[0]]
+    if isinstance(layer, Input):
+        return products(here(left[layer.number], node[1]), there(right[layer.number], node[1]))
+    # No two positions are that far apart.
+    height, width = _size(program, node)
+    return products(left[0][:1, :1], right[0][:1, :1]).new_zeros(()).expand(height, width, 1, 1)
