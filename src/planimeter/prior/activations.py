@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -35,22 +35,24 @@ Covariance = Callable[
     Float[Tensor, "*pairs"],
 ]
 
+OfVariance = Callable[[Float[Tensor, "*rows"]], Float[Tensor, "*rows"]]
+
 
 @dataclass(frozen=True)
 class Dual:
     """An activation as its action on covariances.
 
     Arguments:
-        name: how it is written in a program.
+        name: it and its parameters; what tells two duals apart.
         covariance: of c and what `prepared` makes of v and w; it may overwrite c.
         mean: of v.
         prepared: of v, once for all the pairs that a row is in.
     """
 
     name: str
-    covariance: Covariance
-    mean: Callable[[Float[Tensor, "*rows"]], Float[Tensor, "*rows"]]
-    prepared: Callable[[Float[Tensor, "*rows"]], Float[Tensor, "*rows"]] = torch.clone
+    covariance: Covariance = field(repr=False)
+    mean: OfVariance = field(repr=False)
+    prepared: OfVariance = field(default=torch.clone, repr=False)
 
 
 def relu(slope: float = 0.0) -> Dual:

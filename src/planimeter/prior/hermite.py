@@ -25,7 +25,7 @@ from torch import Tensor
 from planimeter.errors import InputError
 from planimeter.prior.activations import Dual
 
-TOLERANCE = 1e-9
+TOLERANCE = 1e-8
 """Largest error of a covariance, over the largest second moment of the activation."""
 MOST_TERMS = 512
 # The normal density is 1e-35 there, and a step of 0.025 resolves He_512 (wavelength 0.28).
@@ -84,8 +84,8 @@ def coefficients(
         if terms >= MOST_TERMS:
             raise InputError(
                 f"{name} is too steep at standard deviations up to "
-                f"{max(float(row.max()), float(column.max())):g}: {terms} terms of its series leave "
-                f"an error of {left_out:.1e}; use a smaller sigma_w, or empirical_kernel"
+                f"{max(float(row.max()), float(column.max())):g}: {terms} terms of its series "
+                f"leave an error of {left_out:.1e}; use a smaller sigma_w, or empirical_kernel"
             )
         terms *= 2
 

@@ -135,15 +135,23 @@ class _Side:
     def __init__(self, fields: Fields, part: Part, *, columns: bool) -> None:
         self._fields, self._part, self._axis = fields, part, -2 if columns else -1
 
+        self._ready: dict[tuple[int, str], Tensor] = {}
+
     def variance(self, step: int) -> Tensor:
-        return self._fields.variances[step][:, :, self._part].unsqueeze(self._axis)
+        return self._cut(self._fields.variances[step])
 
     def prepared(self, step: int, dual: Dual) -> Tensor:
-        return self._fields.ready[step, dual.name][:, :, self._part].unsqueeze(self._axis)
+        key = step, dual.name
+        if key not in self._ready:  # lists of pairs are gathered, once for all offsets
+            self._ready[key] = self._cut(self._fields.ready[key])
+        return self._ready[key]
 
     def mean(self, step: int) -> Tensor | None:
         mean = self._fields.means[step]
-        return None if mean is None else mean[:, :, self._part].unsqueeze(self._axis)
+        return None if mean is None else self._cut(mean)
+
+    def _cut(self, field: Float[Tensor, "h w n"]) -> Float[Tensor, "h w r c"]:
+        return field[:, :, self._part].unsqueeze(self._axis)
 
 
 class _Target:
