@@ -170,7 +170,7 @@ def test_bad_inputs_are_refused():
         fully_connected_kernel(torch.rand(3, 4), sigma_w=float("nan"))
     with pytest.raises(InputError, match="depth"):
         fully_connected_kernel(torch.rand(3, 4), depth=-1)
-    with pytest.raises(InputError, match="not torch.float16"):
+    with pytest.raises(InputError, match=r"not torch\.float16"):
         fully_connected_kernel(torch.rand(3, 4), dtype=torch.float16)
     with pytest.raises(InputError, match="no inputs"):
         fully_connected_kernel(torch.rand(0, 4))

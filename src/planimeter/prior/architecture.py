@@ -376,21 +376,28 @@ class _Reader:
         del self.steps[result.step + 1 :]  # of what the output does not depend on
 
     def _refuse_lost_value(self, node: fx.Node) -> None:
-        """Refuse in-place operations whose operand is read again: it would have two values."""
-        operand = node.args[0]
-        if isinstance(operand, fx.Node):
-            later = False
-            for other in node.graph.nodes:
-                if other is node:
-                    later = True
-                elif later and operand in other.all_input_nodes:
-                    self._refuse(node, "changes a tensor in place that is read again")
+        """Refuse to change a tensor in place of which views are read later: they change too."""
+        root = node.args[0]
+        while isinstance(root, fx.Node) and _is_view(root):
+            root = root.args[0]
+        views, later = {root}, False
+        for other in node.graph.nodes:
+            if later and not views.isdisjoint(other.all_input_nodes):
+                self._refuse(node, "changes a tensor in place of which a view is read later")
+            if _is_view(other) and other.args[0] in views:
+                views.add(other)
+            later = later or other is node
 
     def _refuse(self, node: fx.Node, reason: str = "") -> NoReturn:
         raise InputError(
             f"{described(node)} {reason or 'has no analytic limit of infinite width here'}: "
             f"empirical_kernel estimates the kernel of any network"
         )
+
+
+def _is_view(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.name.removeprefix("aten::") in RESHAPING | UNCHANGED
 
 
 def _pair(value: Any) -> tuple[int, int]:

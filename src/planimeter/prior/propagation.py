@@ -252,9 +252,9 @@ def each_with_its_own(
 def _made(
     program: Program, left: Data, right: Data, products: Products, node: Node
 ) -> Float[Tensor, "h w r c"]:
-    layer = program[node[0]]
-    if isinstance(layer, Input):
+    layer, size = program[node[0]], _size(program, node)
+    if isinstance(layer, Input) and 0 not in size:
         return products(here(left[layer.number], node[1]), there(right[layer.number], node[1]))
     # No two positions are that far apart.
-    height, width = _size(program, node)
-    return products(left[0][:1, :1], right[0][:1, :1]).new_zeros(()).expand(height, width, 1, 1)
+    pairs = products(left[0][:1, :1], right[0][:1, :1]).shape[2:]
+    return left[0].new_zeros(*size, *pairs)
