@@ -29,7 +29,13 @@ from planimeter.flatness import MEASURES, KeskarSharpness, Measure, keskar_sharp
 from planimeter.landscape import LossLandscape
 from planimeter.losses import binary_cross_entropy
 from planimeter.operators import CurvatureOperator
-from planimeter.prior import LogProbability, fully_connected_kernel, log_prior, nngp_kernel
+from planimeter.prior import (
+    LogProbability,
+    check_kernel_exists,
+    fully_connected_kernel,
+    log_prior,
+    nngp_kernel,
+)
 from planimeter.slices import (
     Direction,
     SharpnessPath,
@@ -65,6 +71,7 @@ __all__ = [
     "SpectralSummary",
     "audit",
     "binary_cross_entropy",
+    "check_kernel_exists",
     "diagonal",
     "eigenvector_directions",
     "find_rescalings",
