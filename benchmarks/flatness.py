@@ -3,8 +3,8 @@
     python benchmarks/flatness.py                  # about 15 minutes on 2 cores
     python benchmarks/flatness.py --section 0 1    # the comparisons alone
 
-Section 0 runs adaptive worst-case sharpness (Auto-PGD) against a plain loop over parameters,
-written here after the published algorithm, at equal steps; section 1 Keskar's box by sign gradients
+Section 0 runs adaptive worst-case sharpness (Auto-PGD) against a plain loop over parameters, as
+the published implementations run it, at equal steps; section 1 Keskar's box by sign gradients
 against L-BFGS-B; section 2 every measure on ResNet-20. Needs PLANIMETER_DATA with mnist/ and
 cifar10/, and the checkpoints in checkpoints/ beside that folder.
 """
@@ -12,6 +12,7 @@ cifar10/, and the checkpoints in checkpoints/ beside that folder.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import statistics
 import time
@@ -52,7 +53,11 @@ def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
 def plain_auto_pgd(
     model: nn.Module, x: Tensor, y: Tensor, *, norm: str, rho: float, m: int, steps: int, seed: int
 ) -> float:
-    """Adaptive m-sharpness by Auto-PGD, parameter by parameter, as published implementations do."""
+    """Adaptive m-sharpness by Auto-PGD as published implementations run it.
+
+    Parameter by parameter; after every step another forward pass gives loss and error, and the
+    parameters are copied whenever the loss is the largest so far.
+    """
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     parameters = list(model.parameters())
     original = [p.detach().clone() for p in parameters]
@@ -70,11 +75,20 @@ def plain_auto_pgd(
             for p, o, c, d in zip(parameters, original, scale, delta, strict=True):
                 p.copy_(o + c * d)
 
-    def loss_and_slope(batch: Tensor) -> tuple[float, list[Tensor]]:
+    def direction(batch: Tensor) -> list[Tensor]:
         model.zero_grad()
-        loss = cross_entropy(model(x[batch]), y[batch])
-        loss.backward()
-        return loss.item(), [p.grad * c for p, c in zip(parameters, scale, strict=True)]
+        cross_entropy(model(x[batch]), y[batch]).backward()
+        slope = [p.grad * c for p, c in zip(parameters, scale, strict=True)]
+        if norm == "linf":
+            return [g.sign() for g in slope]
+        size = torch.sqrt(sum((g**2).sum() for g in slope))
+        return [g / (size + 1e-12) for g in slope]
+
+    def loss_and_error(batch: Tensor) -> tuple[float, float]:
+        with torch.no_grad():
+            outputs = model(x[batch])
+            wrong = (outputs.argmax(1) != y[batch]).float().mean()
+            return cross_entropy(outputs, y[batch]).item(), wrong.item()
 
     places = [0.0, 0.22]
     while places[-1] < 1:
@@ -83,15 +97,11 @@ def plain_auto_pgd(
     for batch in order.split(m):
         delta = [torch.zeros_like(p) for p in original]
         place(delta)
-        start, slope = loss_and_slope(batch)
-        best, best_slope = start, slope
+        start, _ = loss_and_error(batch)
+        best, best_state = start, copy.deepcopy(model.state_dict())
         best_delta, before, step, gained, since, previous = delta, delta, 2 * rho, 0, 0, start
         for k in range(steps):
-            if norm == "linf":
-                up = [g.sign() for g in slope]
-            else:
-                size = torch.sqrt(sum((g**2).sum() for g in slope))
-                up = [g / (size + 1e-12) for g in slope]
+            up = direction(batch)
             ahead = project([d + step * g for d, g in zip(delta, up, strict=True)])
             if k:
                 ahead = project(
@@ -102,16 +112,17 @@ def plain_auto_pgd(
                 )
             before, delta = delta, ahead
             place(delta)
-            now, slope = loss_and_slope(batch)
+            now, _ = loss_and_error(batch)
             gained += now > previous
             previous, since = now, since + 1
             if now > best:
-                best, best_delta, best_slope = now, delta, slope
+                best, best_delta, best_state = now, delta, copy.deepcopy(model.state_dict())
             if k + 1 in checkpoints:
                 if gained < 0.75 * since:
                     step /= 2
                     delta = before = best_delta
-                    slope, previous = best_slope, best
+                    model.load_state_dict(best_state)
+                    previous = best
                 gained = since = 0
         total += (best - start) * len(batch) / len(order)
     place([torch.zeros_like(p) for p in original])

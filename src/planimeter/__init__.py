@@ -25,7 +25,14 @@ from planimeter.curvature import (
 )
 from planimeter.errors import InputError, MeasurementWarning
 from planimeter.estimate import Estimate
-from planimeter.flatness import MEASURES, KeskarSharpness, Measure, keskar_sharpness, measure
+from planimeter.flatness import (
+    MEASURES,
+    KeskarSharpness,
+    Measure,
+    keskar_sharpness,
+    measure,
+    measure_layers,
+)
 from planimeter.landscape import LossLandscape
 from planimeter.losses import binary_cross_entropy
 from planimeter.operators import CurvatureOperator
@@ -85,6 +92,7 @@ __all__ = [
     "log_prior",
     "log_product",
     "measure",
+    "measure_layers",
     "nngp_kernel",
     "piecewise_linear_trace",
     "published_rank_bound",

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from planimeter.errors import InputError
-from planimeter.flatness import adaptive, average_sharpness, measure, worst_case_sharpness
+from planimeter.flatness import average_sharpness, measure, worst_case_sharpness
 from planimeter.landscape import LossLandscape
 
 F = nn.functional
@@ -114,16 +114,7 @@ class Counted(nn.Module):
         return h * 2 if h.detach().abs().sum().item() >= 0 else h
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_batches_climb_side_by_side_as_they_do_alone(norm, monkeypatch):
-    landscape = two_parameters()
-    together = worst_case_sharpness(landscape, norm=norm, m=9).value  # four of nine, one of four
-    monkeypatch.setattr(adaptive, "TOGETHER", 1)
-    alone = worst_case_sharpness(landscape, norm=norm, m=9).value
-    assert together == pytest.approx(alone, rel=1e-12)
-
-
-def test_networks_that_cannot_be_stacked_climb_one_by_one():
+def test_a_forward_pass_may_look_at_its_own_numbers():
     data = torch.randn(40, 2).double(), torch.rand(40, 1).double()
     landscape = LossLandscape(Counted(), F.mse_loss, data)
     assert "3 of 3 batches" in worst_case_sharpness(landscape, m=16).method

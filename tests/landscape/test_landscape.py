@@ -402,3 +402,23 @@ def test_one_output_has_no_logits_to_normalise():
     data = torch.randn(9, 4), torch.randn(9, 1)
     with pytest.raises(InputError, match="several classes"):
         LossLandscape(model, torch.nn.functional.mse_loss, data, normalise_logits=True)
+
+
+def test_a_restricted_landscape_is_the_loss_of_some_parameters(small_landscape):
+    part = small_landscape.restricted(["2", "0.bias"])
+    assert list(part.parameters) == ["0.bias", "2.weight", "2.bias"]
+    assert part.held == {"0.weight"}
+    assert part.num_parameters == 6 + 18 + 3
+    assert part.loss() == small_landscape.loss()
+    kept = torch.cat(
+        [torch.arange(b.start, b.stop) for n, b in small_landscape.hessian().blocks.items()
+         if n in part.parameters]
+    )  # fmt: skip
+    assert torch.allclose(part.gradient(), small_landscape.gradient()[kept], rtol=1e-12, atol=0)
+    dense = small_landscape.hessian().dense()[kept][:, kept]
+    assert torch.allclose(part.hessian().dense(), dense, rtol=1e-10, atol=1e-12)
+    moved = part.at(part.theta + 0.1)
+    assert torch.equal(moved.state["0.weight"], small_landscape.parameters["0.weight"])
+    assert part.restricted(["2.weight"]).num_parameters == 18
+    with pytest.raises(ValueError, match=r"no parameter '0\.weight'; there are 0\.bias"):
+        part.restricted(["0.weight"])

@@ -18,7 +18,8 @@ from networks import (
 )
 from torch import nn
 
-from planimeter.landscape import evaluation_mode
+from planimeter.errors import InputError
+from planimeter.landscape import evaluation_mode, recorded, traced
 from planimeter.models.fully_connected import fully_connected
 from planimeter.models.resnet import cifar_resnet, resnet20
 from planimeter.symmetry import find_rescalings
@@ -218,12 +219,62 @@ def test_frozen_layers_are_left_alone():
     assert "'2.weight' is frozen" in rescalings.refused[0]
 
 
-def test_an_untraceable_model_has_none_and_says_why(capfd):
-    rescalings = find_rescalings(Branching(), vectors().float())
+@pytest.mark.parametrize("name", CASES)
+def test_what_ran_shows_the_same_rescalings_as_the_traced_graph(name, monkeypatch):
+    make, draw, _ = CASES[name]
+    model, inputs = randomised(make()), draw()
+    by_graph = find_rescalings(model, inputs)
+    monkeypatch.setattr("planimeter.symmetry.finding.traced", recorded)
+    by_running = find_rescalings(model, inputs)
+    assert [r.name for r in by_running] == [r.name for r in by_graph]
+    assert [r.channels for r in by_running] == [r.channels for r in by_graph]
+    unchanged(model, inputs, by_running)
+
+
+def test_a_way_that_depends_on_the_input_leaves_the_rescalings_of_what_ran(capfd):
+    class Either(LeNet):
+        def forward(self, x):
+            return super().forward(x if float(x.sum()) > 0 else -x)
+
+    model, inputs = randomised(Either()), images()
+    with pytest.raises(InputError, match="depends on the values of the data"):
+        traced(model, inputs)
+    rescalings = find_rescalings(model, inputs)
     assert capfd.readouterr() == ("", "")
+    assert [r.channels for r in rescalings] == [6, 8, 12, 7]
+    unchanged(model, inputs, rescalings)
+
+
+def test_a_layer_that_decides_the_way_is_left_alone():
+    rescalings = find_rescalings(Branching(), vectors().float())
     assert len(rescalings) == 0
-    assert "cannot be traced" in rescalings.refused[0]
-    assert "depends on the values of the data" in rescalings.refused[0]
+    assert "'first': the operation 'gt'" in rescalings.refused[0]
+
+
+@pytest.mark.parametrize("graph", [traced, recorded])
+def test_a_number_read_out_of_an_activation_is_no_constant(graph, monkeypatch):
+    monkeypatch.setattr("planimeter.symmetry.finding.traced", graph)
+
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            y = self.first(x).relu()
+            return self.last(self.second(y / y.max().item()).relu())
+
+    rescalings = find_rescalings(randomised(Normalised()), vectors())
+    assert [r.layers for r in rescalings] == [("second",)]
+    assert "'first': the operation" in rescalings.refused[0]
+
+
+def test_a_model_that_cannot_run_has_none_and_says_why():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("no such luck")
+
+    assert "no such luck" in find_rescalings(Broken(), vectors()).refused[0]
 
 
 def test_zeros_that_are_overwritten_in_place_are_not_followed():

@@ -17,6 +17,7 @@ from planimeter.cli.network import (
     Float64,
     LossName,
     Model,
+    NormaliseLogits,
     Positive,
     Rows,
     subject,
@@ -65,6 +66,7 @@ def audit(
     batch_size: BatchSize = 500,
     batch_norm: BatchNorm = "eval",
     float64: Float64 = False,
+    normalise_logits: NormaliseLogits = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -78,7 +80,8 @@ def audit(
     """
     network = subject(
         model, checkpoint, data, rows=rows, mean=mean, std=std, positive=positive, loss=loss,
-        batch_size=batch_size, batch_norm=batch_norm, float64=float64, seed=seed,
+        batch_size=batch_size, batch_norm=batch_norm, float64=float64,
+        normalise_logits=normalise_logits, seed=seed,
     )  # fmt: skip
     landscape = network.landscape
     started = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from planimeter.cli.network import (
     Float64,
     LossName,
     Model,
+    NormaliseLogits,
     Positive,
     Rows,
     subject,
@@ -30,10 +31,13 @@ from planimeter.cli.output import (
     errors,
     print_json,
     print_table,
+    print_wide_table,
     progress_bar,
 )
 from planimeter.cli.spectra import print_spectra, spectra, spectrum_record
 from planimeter.errors import InputError
+from planimeter.estimate import Estimate
+from planimeter.flatness.by_layer import DEFAULT as LAYER_MEASURES
 from planimeter.report.spectra import save_density_figure
 
 
@@ -52,6 +56,16 @@ def measure(
             "--measures", help=f"Comma-separated; default all: {', '.join(flatness.MEASURES)}."
         ),
     ] = None,
+    by_layer: Annotated[
+        bool,
+        typer.Option(
+            "--by-layer",
+            help=f"Of each layer, the others held; default measures: {', '.join(LAYER_MEASURES)}.",
+        ),
+    ] = False,
+    layers: Annotated[
+        str | None, typer.Option(help="With --by-layer: modules, comma-separated; default all.")
+    ] = None,
     spectrum: Annotated[
         bool,
         typer.Option(
@@ -66,6 +80,7 @@ def measure(
     batch_size: BatchSize = 500,
     batch_norm: BatchNorm = "eval",
     float64: Float64 = False,
+    normalise_logits: NormaliseLogits = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -78,9 +93,14 @@ def measure(
     """
     if plot is not None and not spectrum:
         raise InputError("--plot draws what --spectrum computes: give both")
+    if layers is not None and not by_layer:
+        raise InputError("--layers chooses what --by-layer measures: give both")
+    if spectrum and by_layer:
+        raise InputError("--spectrum is that of the whole network: leave out --by-layer")
     network = subject(
         model, checkpoint, data, rows=rows, mean=mean, std=std, positive=positive, loss=loss,
-        batch_size=batch_size, batch_norm=batch_norm, float64=float64, seed=seed,
+        batch_size=batch_size, batch_norm=batch_norm, float64=float64,
+        normalise_logits=normalise_logits, seed=seed,
     )  # fmt: skip
     landscape = network.landscape
     wanted = names.split(",") if names else [] if spectrum else None
@@ -92,7 +112,18 @@ def measure(
             bar.update(task, description=name, completed=done, total=total)
 
         value, accuracy = landscape.loss(), landscape.accuracy()
-        results = flatness.measure(landscape, wanted, seed=seed, progress=progress)
+        results: dict[str, Estimate] = {}
+        parts: dict[str, dict[str, Estimate]] = {}
+        if by_layer:
+            parts = flatness.measure_layers(
+                landscape,
+                wanted,
+                layers=layers.split(",") if layers else None,
+                seed=seed,
+                progress=progress,
+            )
+        else:
+            results = flatness.measure(landscape, wanted, seed=seed, progress=progress)
         summaries = spectra(landscape, seed, progress) if spectrum else {}
     seconds = time.monotonic() - started
     if plot is not None:
@@ -109,7 +140,11 @@ def measure(
                 **landscape.record(),
                 "seed": seed,
                 "seconds": seconds,
-                "measures": {name: e.as_dict() for name, e in results.items()},
+                "measures": {name: _record(name, e) for name, e in results.items()},
+                "layers": {
+                    layer: {name: _record(name, e) for name, e in found.items()}
+                    for layer, found in parts.items()
+                },
                 "spectra": {name: spectrum_record(s) for name, s in summaries.items()},
             }
         )
@@ -119,12 +154,28 @@ def measure(
         f"{100 * accuracy:.2f} %, {landscape.num_parameters:,} parameters, "
         f"‖θ‖ {float(landscape.theta.norm()):.4g}"
     )
-    if results or not summaries:
+    if by_layer:
+        columns = list(dict.fromkeys(name for found in parts.values() for name in found))
+        print_wide_table(
+            title,
+            ("layer", *columns),
+            [
+                (layer, *(str(found.get(name, "–")) for name in columns))
+                for layer, found in parts.items()
+            ],
+        )
+    elif results or not summaries:
         rows_of_table = [
-            (flatness.MEASURES[n].label, str(e), e.method, str(e.products) if e.products else "")
-            for n, e in results.items()
+            (
+                flatness.MEASURES[name].label,
+                str(e),
+                flatness.MEASURES[name].orientation,
+                e.method + (f"; {e.products} products" if e.products else ""),
+                flatness.MEASURES[name].reference,
+            )
+            for name, e in results.items()
         ]
-        print_table(title, ("measure", "value", "how", "products"), rows_of_table)
+        print_table(title, ("measure", "value", "larger is", "how", "source"), rows_of_table)
     if summaries:
         print_spectra(title, summaries)
     if accuracy < 1:
@@ -132,3 +183,15 @@ def measure(
             "note: not all rows are fitted; sharpness depends on the loss at the measuring point",
             style="yellow",
         )
+
+
+def _record(name: str, estimate: Estimate) -> dict[str, Any]:
+    """A value, and what it is a value of."""
+    of = flatness.MEASURES[name]
+    return {
+        **estimate.as_dict(),
+        "formula": of.formula,
+        "orientation": of.orientation,
+        "invariant_to": sorted(of.invariant_to),
+        "reference": of.reference,
+    }

@@ -24,6 +24,14 @@ Positive = Annotated[str, typer.Option(help="Classes that count as 1, for one ou
 LossName = Annotated[str | None, typer.Option(help=f"{', '.join(LOSSES)}; default by outputs.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows at a time, for memory.")]
 BatchNorm = Annotated[str, typer.Option(help=f"How BatchNorm runs: {', '.join(BATCH_NORM)}.")]
+NormaliseLogits = Annotated[
+    bool,
+    typer.Option(
+        "--normalise-logits",
+        help="Centre every row's logits and divide by their norm before the loss, so that their "
+        "scale does not count.",
+    ),
+]
 Float64 = Annotated[bool, typer.Option("--float64", help="Compute in double precision.")]
 
 POSITIVE = "5,6,7,8,9"
@@ -77,6 +85,7 @@ def subject(
     batch_size: int,
     batch_norm: str,
     float64: bool,
+    normalise_logits: bool,
     seed: int,
 ) -> Subject:
     """Load network and data, and make their landscape.
@@ -109,7 +118,12 @@ def subject(
     if binary:
         labels = torch.isin(labels, torch.tensor(classes(positive))).long()
     landscape = LossLandscape(
-        network, LOSSES[chosen], (inputs, labels), batch_size=batch_size, batch_norm=batch_norm
+        network,
+        LOSSES[chosen],
+        (inputs, labels),
+        batch_size=batch_size,
+        batch_norm=batch_norm,
+        normalise_logits=normalise_logits,
     )
     return Subject(landscape, model, data, chosen, means, stds)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -48,6 +48,24 @@ def print_table(
     for row in rows:
         table.add_row(*row)
     output.print(table)
+
+
+def print_wide_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose cells stay whole: columns that do not fit follow below, the first one again."""
+    widths = [max(map(len, column)) + 3 for column in zip(columns, *rows, strict=True)]
+    groups: list[list[int]] = [[0]]
+    for place in range(1, len(columns)):
+        taken = sum(widths[p] for p in groups[-1])
+        if len(groups[-1]) > 1 and taken + widths[place] > output.width:
+            groups.append([0])
+        groups[-1].append(place)
+    for number, group in enumerate(groups):
+        print_table(
+            "" if number else title,
+            [columns[place] for place in group],
+            [[row[place] for place in group] for row in rows],
+            whole=len(group),
+        )
 
 
 def progress_bar() -> Progress:

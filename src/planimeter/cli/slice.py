@@ -17,6 +17,7 @@ from planimeter.cli.network import (
     Float64,
     LossName,
     Model,
+    NormaliseLogits,
     Positive,
     Rows,
     subject,
@@ -88,6 +89,7 @@ def slice_(
     batch_size: BatchSize = 500,
     batch_norm: BatchNorm = "eval",
     float64: Float64 = False,
+    normalise_logits: NormaliseLogits = False,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -110,7 +112,8 @@ def slice_(
         check_slice_path(out)
     network = subject(
         model, checkpoint, data, rows=rows, mean=mean, std=std, positive=positive, loss=loss,
-        batch_size=batch_size, batch_norm=batch_norm, float64=float64, seed=seed,
+        batch_size=batch_size, batch_norm=batch_norm, float64=float64,
+        normalise_logits=normalise_logits, seed=seed,
     )  # fmt: skip
     count = POINTS[two] if points is None else points
     # Whole steps, so that 0 is exactly on a grid with an odd number of points.

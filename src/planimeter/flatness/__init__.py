@@ -1,6 +1,7 @@
 """The flatness measures, one family a file, and their registry."""
 
 from planimeter.flatness.adaptive import average_sharpness, worst_case_sharpness
+from planimeter.flatness.by_layer import measure_layers
 from planimeter.flatness.definition import Measure
 from planimeter.flatness.keskar import KeskarSharpness, keskar_sharpness
 from planimeter.flatness.over_rescalings import minimum_sharpness, normalized_flat_minima
@@ -16,6 +17,7 @@ __all__ = [
     "average_sharpness",
     "keskar_sharpness",
     "measure",
+    "measure_layers",
     "minimum_sharpness",
     "normalized_flat_minima",
     "rangamani",

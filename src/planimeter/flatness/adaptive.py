@@ -14,16 +14,14 @@ and their limits for small radius, :math:`\lambda_{\max}(|\theta| H |\theta|)` a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from planimeter.curvature import top_eigenvalues, trace
 from planimeter.curvature.stochastic import standard_error
@@ -35,8 +33,6 @@ from planimeter.operators.batches import Batch
 
 Progress = Callable[[int, int], None]
 NORMS = ("l2", "linf")
-TOGETHER = 16
-"""Batches that climb side by side."""
 RADII = {("l2", True): 0.5, ("l2", False): 0.05, ("linf", True): 0.01, ("linf", False): 0.001}
 """Default radius by norm and whether adaptive: those of SAM and ASAM, and for linf of the size that
 Andriushchenko et al. scan."""
@@ -84,17 +80,10 @@ def worst_case_sharpness(
     total = math.ceil(landscape.num_rows / m)
     ascents: list[Ascent] = []
     rows: list[int] = []
-    for group in _groups(landscape, m, batches, seed):
-        climb = partial(
-            auto_pgd, landscape, theta=theta, scale=scale, norm=norm, radius=rho, steps=steps
-        )
-        try:
-            ascents += climb(group)
-        except RuntimeError:  # an operation has no rule for stacked networks, or memory is short
-            if len(group) == 1:
-                raise
-            ascents += [one for batch in group for one in climb([batch])]
-        rows += [len(targets) for _, targets in group]
+    shuffled = landscape.minibatches(m, torch.Generator().manual_seed(seed))
+    for batch in islice(shuffled, batches):
+        ascents.append(auto_pgd(landscape, batch, theta, scale, norm, rho, steps))
+        rows.append(len(batch[1]))
         progress(len(rows), min(total, batches or total))
     rises = [ascent.best - ascent.start for ascent in ascents]
     weights = torch.tensor(rows, dtype=torch.float64) / sum(rows)
@@ -184,14 +173,7 @@ def adaptive_eigenvalue(
         seed=seed,
         progress=progress,
     )
-    return Estimate(
-        float(pairs.values[0]),
-        0.0,
-        f"Lanczos, residual {float(pairs.residuals[0]):.1e}",
-        pairs.products,
-        bool(pairs.converged[0]),
-        seed,
-    )
+    return pairs.first()
 
 
 def adaptive_trace(
@@ -232,134 +214,95 @@ class Ascent:
 
 def auto_pgd(
     landscape: LossLandscape,
-    batches: list[Batch],
+    batch: Batch,
     theta: Float[Tensor, " P"],
     scale: Float[Tensor, " P"],
     norm: str,
     radius: float,
     steps: int,
-) -> list[Ascent]:
-    r"""Auto-PGD on each of some batches over :math:`\{\theta + c z : \|z\|_p \le \rho\}`.
+) -> Ascent:
+    r"""Auto-PGD on the loss of one batch over :math:`\{\theta + c z : \|z\|_p \le \rho\}`.
 
     Momentum 0.75, first step size :math:`2 \rho`; at checkpoints the step is halved, and the
     ascent goes back to its best point, when fewer than three quarters of the steps gained or
-    neither step nor best point changed. Batches of the same size climb side by side.
+    neither step nor best point changed. A point's loss comes with the slope of the next step, so a
+    step costs one gradient.
 
     Source: Croce and Hein 2020, Algorithm 1.
     """
-    evaluate = _Evaluation(landscape, batches, theta.to(landscape.dtype), scale.to(landscape.dtype))
-
-    def uphill(slope: Float[Tensor, "b P"]) -> Float[Tensor, "b P"]:
-        if norm == "linf":
-            return slope.sign()
-        return slope / slope.norm(dim=1, keepdim=True).clamp_min(torch.finfo(slope.dtype).tiny)
-
-    def projected(z: Float[Tensor, "b P"]) -> Float[Tensor, "b P"]:
-        if norm == "linf":
-            return z.clamp_(-radius, radius)
-        return z.mul_((radius / z.norm(dim=1, keepdim=True)).clamp_max(1.0))
-
+    evaluate = _evaluation(landscape, batch, theta, scale, norm)
+    project = _project_box if norm == "linf" else _project_ball
     with landscape.mode():
-        z = torch.zeros(len(batches), len(theta), dtype=landscape.dtype, device=landscape.device)
-        start, slope = evaluate(z)
-        best, best_z, best_slope, before = start, z, slope, z
-        step = torch.full_like(start, 2 * radius)
-        last_step, last_best, previous = torch.zeros_like(step), best, start
-        gained, since, checkpoints = torch.zeros_like(start), 0, _checkpoints(steps)
+        z = torch.zeros(len(theta), dtype=landscape.dtype, device=landscape.device)
+        start, up = evaluate(z)
+        best, best_z, best_up, before = start, z, up, z
+        step, last_step, last_best, previous = 2 * radius, 0.0, start, start
+        gained, since, checkpoints = 0, 0, _checkpoints(steps)
         curve = [start]
         for k in range(steps):
-            ahead = projected(z + step[:, None].to(z) * uphill(slope))
-            # The first step has no momentum, since z is still where it was.
-            new = ahead if k == 0 else projected(0.75 * ahead + 0.5 * z - 0.25 * before)
-            before, z = z, new
-            value, slope = evaluate(z)
-            if not bool(torch.isfinite(value).all()):
+            ahead = project(torch.add(z, up, alpha=step), radius)
+            if k:  # the first step has no momentum, since z is still where it was
+                ahead.mul_(0.75).add_(z, alpha=0.5).sub_(before, alpha=0.25)
+                ahead = project(ahead, radius)
+            before, z = z, ahead
+            value, up = evaluate(z)
+            if not math.isfinite(value):
                 raise NotApplicableError(
                     f"the loss is not finite within radius {radius:g}: choose a smaller radius"
                 )
             gained, previous, since = gained + (value > previous), value, since + 1
-            better = value > best
-            best = torch.where(better, value, best)
-            if bool(better.all()):
-                best_z, best_slope = z, slope
-            elif bool(better.any()):
-                best_z = torch.where(better[:, None], z, best_z)
-                best_slope = torch.where(better[:, None], slope, best_slope)
+            if value > best:
+                best, best_z, best_up = value, z, up
             curve.append(best)
             if k + 1 in checkpoints:
-                back = (gained < 0.75 * since) | ((last_step == step) & (last_best == best))
+                back = gained < 0.75 * since or (last_step == step and last_best == best)
                 last_step, last_best = step, best
-                step = torch.where(back, step / 2, step)
-                if bool(back.any()):
-                    z, before = (torch.where(back[:, None], best_z, v) for v in (z, before))
-                    slope = torch.where(back[:, None], best_slope, slope)
-                previous = torch.where(back, best, previous)
-                gained, since = torch.zeros_like(start), 0
+                if back:
+                    step /= 2
+                    z = before = best_z
+                    up, previous = best_up, best
+                gained = since = 0
     late = max(1, steps // 5)
-    return [
-        Ascent(c[0], c[-1], (c[-1] - c[-1 - late]) / (c[-1] - c[0]) if c[-1] > c[0] else 0.0, c[1:])
-        for c in torch.stack(curve, dim=1).tolist()
-    ]
+    rise = curve[-1] - start
+    return Ascent(start, best, (best - curve[-1 - late]) / rise if rise > 0 else 0.0, curve[1:])
 
 
-class _Evaluation:
-    """Losses and slopes by z of batches, each at its own point theta + c z."""
+def _evaluation(
+    landscape: LossLandscape,
+    batch: Batch,
+    theta: Float[Tensor, " P"],
+    scale: Float[Tensor, " P"],
+    norm: str,
+) -> Callable[[Float[Tensor, " P"]], tuple[float, Float[Tensor, " P"]]]:
+    """z to the loss at theta + c z and the steepest direction there, of norm 1."""
+    inputs, targets = batch
+    centre, c = theta.to(landscape.dtype), scale.to(landscape.dtype)
+    shapes = {name: value.shape for name, value in landscape.parameters.items()}
+    sizes = [shape.numel() for shape in shapes.values()]
 
-    def __init__(
-        self,
-        landscape: LossLandscape,
-        batches: list[Batch],
-        theta: Float[Tensor, " P"],
-        scale: Float[Tensor, " P"],
-    ) -> None:
-        self.landscape, self.theta, self.scale = landscape, theta, scale
-        self.batches = batches
-        self.shapes = {name: value.shape for name, value in landscape.parameters.items()}
-        self.sizes = [shape.numel() for shape in self.shapes.values()]
-        self.stack = _stacked(batches) if len(batches) > 1 else None
+    def evaluate(z: Float[Tensor, " P"]) -> tuple[float, Float[Tensor, " P"]]:
+        with torch.enable_grad():
+            point = torch.addcmul(centre, c, z).requires_grad_()
+            pieces = zip(shapes.items(), point.split(sizes), strict=True)
+            parameters = {name: piece.view(shape) for (name, shape), piece in pieces}
+            loss = landscape.loss_function(landscape.forward(parameters, inputs), targets)
+            (slope,) = torch.autograd.grad(loss, point)
+        if norm == "linf":  # the scale is no part of a sign
+            return float(loss.detach()), slope.sign_()
+        slope.mul_(c)
+        return float(loss.detach()), slope.div_(
+            slope.norm().clamp_min(torch.finfo(slope.dtype).tiny)
+        )
 
-    def __call__(self, z: Float[Tensor, "b P"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b P"]]:
-        points = torch.addcmul(self.theta, self.scale, z)
-        if self.stack is not None:
-            slope_of = torch.func.vmap(torch.func.grad_and_value(self._loss))
-            slopes, values = slope_of(points, *self.stack)
-        else:
-            with torch.enable_grad():
-                leaf = points[0].requires_grad_()
-                value = self._loss(leaf, *self.batches[0])
-                (slope,) = torch.autograd.grad(value, leaf)
-            slopes, values = slope[None], value.detach()[None]
-        return values.double(), slopes * self.scale
-
-    def _loss(self, point: Float[Tensor, " P"], inputs: Any, targets: Tensor) -> Tensor:
-        pieces = zip(self.shapes.items(), point.split(self.sizes), strict=True)
-        parameters = {name: piece.view(shape) for (name, shape), piece in pieces}
-        outputs = self.landscape.forward(parameters, inputs)
-        return self.landscape.loss_function(outputs, targets)
+    return evaluate
 
 
-def _stacked(batches: list[Batch]) -> Any:
-    """Batches of one size as one, along a new first dimension."""
-    leaves, layouts = zip(*(tree_flatten(batch) for batch in batches), strict=True)
-    tensors = [torch.stack(list(parts)) for parts in zip(*leaves, strict=True)]
-    return tree_unflatten(tensors, layouts[0])
+def _project_box(z: Float[Tensor, " P"], radius: float) -> Float[Tensor, " P"]:
+    return z.clamp_(-radius, radius)
 
 
-def _groups(landscape: LossLandscape, m: int, most: int | None, seed: int) -> Iterator[list[Batch]]:
-    """Shuffled batches, those of one size together where that is faster: not for convolutions."""
-    convolves = any(
-        isinstance(module, torch.nn.modules.conv._ConvNd) for module in landscape.model.modules()
-    )
-    together = 1 if convolves else TOGETHER
-    group: list[Batch] = []
-    batches = landscape.minibatches(m, torch.Generator().manual_seed(seed))
-    for batch in islice(batches, most):
-        if group and (len(group) == together or len(group[0][1]) != len(batch[1])):
-            yield group
-            group = []
-        group.append(batch)
-    if group:
-        yield group
+def _project_ball(z: Float[Tensor, " P"], radius: float) -> Float[Tensor, " P"]:
+    return z.mul_((radius / z.norm()).clamp_max(1.0))
 
 
 def _checkpoints(steps: int) -> set[int]:
@@ -395,6 +338,7 @@ MEASURES = (
             partial(worst_case_sharpness, adaptive=adaptive, norm=norm),
             worst_case_sharpness,
             {"batches": 4},
+            by_layer=True,
         )
         for prefix, adaptive in (("adaptive", True), ("standard", False))
         for norm, suffix in (("linf", ""), ("l2", "l2"))
@@ -411,6 +355,7 @@ MEASURES = (
             partial(average_sharpness, adaptive=adaptive),
             average_sharpness,
             {"draws": 10},
+            by_layer=True,
         )
         for prefix, adaptive in (("adaptive", True), ("standard", False))
     )
@@ -425,6 +370,7 @@ MEASURES = (
             _ADAPTIVE,
             adaptive_eigenvalue,
             adaptive_eigenvalue,
+            by_layer=True,
         ),
         Measure(
             "adaptive_trace",
@@ -437,6 +383,7 @@ MEASURES = (
             adaptive_trace,
             adaptive_trace,
             {"probes": 16},
+            by_layer=True,
         ),
     )
 )

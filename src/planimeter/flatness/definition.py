@@ -25,6 +25,8 @@ class Measure:
         compute: landscape and keyword settings (`seed` and `progress` among them) to an `Estimate`.
         function: what `compute` calls, whose documentation explains the settings.
         quick: settings under which a comparison of several points stays affordable.
+        by_layer: whether the definition makes sense for the parameters of one layer alone, the
+            others held (`planimeter.flatness.measure_layers`).
     """
 
     name: str
@@ -37,6 +39,7 @@ class Measure:
     compute: Callable[..., Estimate]
     function: Callable[..., Any]
     quick: dict[str, Any] = field(default_factory=dict)
+    by_layer: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:

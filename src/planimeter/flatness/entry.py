@@ -21,6 +21,7 @@ def entry(
     *invariances: str,
     source: str = JIANG,
     orientation: str = "sharpness",
+    by_layer: bool = False,
     **quick: Any,
 ) -> Measure:
     """The measure that bears the function's name.
@@ -29,7 +30,7 @@ def entry(
 
     Arguments:
         function: landscape and keyword settings to an `Estimate`.
-        label, symbol, formula, orientation: of the measure, see `Measure`.
+        label, symbol, formula, orientation, by_layer: of the measure, see `Measure`.
         invariances: what it is invariant to.
         source: where it comes from.
         quick: settings for comparisons of several points.
@@ -50,4 +51,5 @@ def entry(
         compute,
         function,
         quick,
+        by_layer,
     )

@@ -1,6 +1,8 @@
 r"""The Fisher-Rao norm: the length of the parameters where the Fisher matrix measures lengths.
 
-.. math:: \|\theta\|_{FR} = (\theta^T F \theta)^{1/2}.
+.. math:: \|\theta\|_{FR} = (\theta^T F \theta)^{1/2},
+
+where :math:`F = J^T C J` needs only :math:`J \theta`, one forward derivative of the outputs.
 
 (Liang et al. 2017, arXiv 1711.01530, Definition 2.)
 """
@@ -8,11 +10,20 @@ r"""The Fisher-Rao norm: the length of the parameters where the Fisher matrix me
 from __future__ import annotations
 
 import math
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from planimeter.estimate import Estimate
 from planimeter.landscape import LossLandscape
+from planimeter.operators import CurvatureOperator
+from planimeter.operators.batches import Inputs, Parameters
+from planimeter.operators.curvatures import (
+    OutputCurvature,
+    empirical_fisher_curvature,
+    loss_curvature,
+)
 
 
 def fisher_rao_norm(landscape: LossLandscape) -> Estimate:
@@ -21,14 +32,14 @@ def fisher_rao_norm(landscape: LossLandscape) -> Estimate:
 
     For a network without biases and with d layers of a piecewise linear activation,
     :math:`\sum_i \theta_i \partial_i h = d\,h`, so this is
-    :math:`d\,(E\, h^T \nabla_h^2 \ell\, h)^{1/2}`. It costs one product.
+    :math:`d\,(E\, h^T \nabla_h^2 \ell\, h)^{1/2}`.
 
     Raises:
         InputError: the loss is not convex in the outputs.
 
     Source: Liang et al. 2017 (arXiv 1711.01530), Definition 2 and Theorem 3.1.
     """
-    return _metric_length(landscape, landscape.gauss_newton() @ landscape.theta, "Gauss-Newton")
+    return _metric_length(landscape, landscape.gauss_newton(), loss_curvature)
 
 
 def empirical_fisher_rao_norm(landscape: LossLandscape) -> Estimate:
@@ -40,10 +51,33 @@ def empirical_fisher_rao_norm(landscape: LossLandscape) -> Estimate:
 
     Source: Liang et al. 2017 (arXiv 1711.01530), Definition 2, over the training rows.
     """
-    product = landscape.empirical_fisher() @ landscape.theta
-    return _metric_length(landscape, product, "empirical Fisher")
+    return _metric_length(landscape, landscape.empirical_fisher(), empirical_fisher_curvature)
 
 
-def _metric_length(landscape: LossLandscape, product: Tensor, kind: str) -> Estimate:
-    square = max(float(landscape.theta @ product), 0.0)
-    return Estimate(math.sqrt(square), method=f"{kind}, one product", products=1)
+def _metric_length(
+    landscape: LossLandscape, matrix: CurvatureOperator, curve: OutputCurvature
+) -> Estimate:
+    """The root of theta' A theta for A = J' C J, with C acting on the outputs of a batch."""
+    theta, function = landscape.parameters, landscape.function
+
+    def square() -> float:
+        total = 0.0
+        for _, rows, (inputs, targets) in function.pieces():
+            outputs, pushed = torch.func.jvp(
+                partial(_outputs, landscape, inputs), (theta,), (theta,)
+            )
+            curved = curve(function, outputs, targets, pushed)
+            total += rows * float((pushed.double() * curved.double()).sum())
+        return total / landscape.num_rows
+
+    how = "one forward derivative"
+    try:
+        with landscape.mode():
+            value: float = function.surviving(square)
+    except (NotImplementedError, RuntimeError):  # an operation without a forward derivative
+        value, how = float(landscape.theta @ (matrix @ landscape.theta)), "one product"
+    return Estimate(math.sqrt(max(value, 0.0)), method=f"{matrix.name}, {how}", products=1)
+
+
+def _outputs(landscape: LossLandscape, inputs: Inputs, parameters: Parameters) -> Tensor:
+    return landscape.forward(parameters, inputs)

@@ -289,5 +289,6 @@ MEASURES = (
         _estimate,
         keskar_sharpness,
         {"steps": 10, "restarts": 0},
+        by_layer=True,
     ),
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from planimeter.errors import NotApplicableError
 from planimeter.estimate import Estimate
-from planimeter.flatness.layers import Layer, Layers, linear_layers
+from planimeter.flatness.layers import Layer, Layers, free_layers
 from planimeter.flatness.shared import shared
 from planimeter.flatness.spectral_norms import circular_spectral_norm, spectral_norm
 from planimeter.landscape import LossLandscape
@@ -59,7 +59,7 @@ def layer_norms(
     """
 
     def compute() -> LayerNorms:
-        found = linear_layers(landscape)
+        found = free_layers(landscape)
         return norms_of(found, found.layers, circular, tolerance, seed)
 
     return shared(landscape, compute, "layer_norms", circular, tolerance, seed)

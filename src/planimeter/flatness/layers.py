@@ -179,6 +179,24 @@ def linear_layers(landscape: LossLandscape) -> Layers:
     )
 
 
+def free_layers(landscape: LossLandscape) -> Layers:
+    """`linear_layers`, without those whose parameters `LossLandscape.restricted` holds.
+
+    Raises:
+        NotApplicableError: as there, or none is left.
+    """
+    found = linear_layers(landscape)
+    layers = tuple(
+        layer
+        for layer in found.layers
+        if not any(name.startswith(f"{layer.name}.") for name in landscape.held)
+        or any(name.startswith(f"{layer.name}.") for name in landscape.parameters)
+    )
+    if not layers:
+        raise NotApplicableError("no linear layer or convolution is among these parameters")
+    return replace(found, layers=layers)
+
+
 def run_with(
     landscape: LossLandscape,
     answers: dict[str, Answer],

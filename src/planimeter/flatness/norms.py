@@ -26,7 +26,7 @@ from planimeter.flatness.definition import Measure
 from planimeter.flatness.entry import entry
 from planimeter.flatness.fisher_rao import empirical_fisher_rao_norm, fisher_rao_norm
 from planimeter.flatness.layer_norms import layer_norms, log_product, norms_of
-from planimeter.flatness.layers import linear_layers
+from planimeter.flatness.layers import free_layers
 from planimeter.flatness.path_norm import path_norm
 from planimeter.landscape import LossLandscape
 
@@ -83,7 +83,7 @@ def spectral_distance_from_init(
         NotApplicableError: `initial` is None, or see `layer_norms`.
         InputError: its parameters are not those of the network.
     """
-    now, before = linear_layers(landscape), linear_layers(_start(landscape, initial))
+    now, before = free_layers(landscape), free_layers(_start(landscape, initial))
     if [layer.norm for layer in now.layers] != [layer.norm for layer in before.layers]:
         raise InputError("the initial network folds other BatchNorms than the trained one")
     moved = tuple(
@@ -102,7 +102,7 @@ def frobenius_product(landscape: LossLandscape) -> Estimate:
     Raises:
         NotApplicableError: see `linear_layers`, or a layer is zero.
     """
-    found = linear_layers(landscape)
+    found = free_layers(landscape)
     names = [layer.name for layer in found.layers]
     norms = [float(layer.weight.norm()) for layer in found.layers]
     return Estimate(log_product(names, norms), method=f"exact; {found.note}")
@@ -132,7 +132,7 @@ def frobenius_sum(landscape: LossLandscape) -> Estimate:
     Raises:
         NotApplicableError: see `frobenius_product`.
     """
-    product, depth = frobenius_product(landscape), len(linear_layers(landscape).layers)
+    product, depth = frobenius_product(landscape), len(free_layers(landscape).layers)
     return replace(product, value=depth * math.exp(product.value / depth))
 
 
@@ -195,21 +195,28 @@ def _start(landscape: LossLandscape, initial: Initial | None) -> LossLandscape:
                 f"initial parameter {name!r} is {shape}, the network has {tuple(value.shape)}"
             )
     if isinstance(initial, LossLandscape):
-        return initial
+        return initial.restricted(list(names))
     return landscape.at(torch.cat([given[n].detach().double().reshape(-1) for n in names]))
 
 
 _LIANG = "Liang et al. 2017, Definition 2"
 
 MEASURES: tuple[Measure, ...] = (
-    entry(l2_norm, "norm of the parameters", "‖θ‖₂", "‖θ‖₂"),
-    entry(parameter_count, "number of parameters", "P", "P", "layer", "neuron"),
-    entry(distance_from_init, "distance from initialisation", "‖θ-θ₀‖₂", "‖θ - θ₀‖₂"),
+    entry(l2_norm, "norm of the parameters", "‖θ‖₂", "‖θ‖₂", by_layer=True),
+    entry(parameter_count, "number of parameters", "P", "P", "layer", "neuron", by_layer=True),
+    entry(
+        distance_from_init,
+        "distance from initialisation",
+        "‖θ-θ₀‖₂",
+        "‖θ - θ₀‖₂",
+        by_layer=True,
+    ),
     entry(
         spectral_distance_from_init,
         "spectral distance from initialisation",
         "Σ‖ΔW‖₂²",
         "Σ_l ‖W_l - W_l⁰‖₂²",
+        by_layer=True,
     ),
     entry(
         frobenius_product,
@@ -217,6 +224,7 @@ MEASURES: tuple[Measure, ...] = (
         "Π‖W‖_F²",
         "log Π_l ‖W_l‖_F²",
         "layer",
+        by_layer=True,
     ),
     entry(
         spectral_product,
@@ -224,14 +232,23 @@ MEASURES: tuple[Measure, ...] = (
         "Π‖W‖₂²",
         "log Π_l ‖W_l‖₂²",
         "layer",
+        by_layer=True,
     ),
-    entry(frobenius_sum, "sum of Frobenius norms", "Σ‖W‖_F²", "d (Π_l ‖W_l‖_F²)^(1/d)", "layer"),
+    entry(
+        frobenius_sum,
+        "sum of Frobenius norms",
+        "Σ‖W‖_F²",
+        "d (Π_l ‖W_l‖_F²)^(1/d)",
+        "layer",
+        by_layer=True,
+    ),
     entry(
         spectral_sum,
         "sum of spectral norms",
         "Σ‖W‖₂²",
         "d (Π_l ‖W_l‖₂²)^(1/d)",
         "layer",
+        by_layer=True,
     ),
     entry(
         fro_over_spec,
@@ -239,6 +256,7 @@ MEASURES: tuple[Measure, ...] = (
         "Σ‖W‖_F²/‖W‖₂²",
         "Σ_l ‖W_l‖_F² / ‖W_l‖₂²",
         "layer",
+        by_layer=True,
     ),
     entry(
         path_norm,
@@ -257,6 +275,7 @@ MEASURES: tuple[Measure, ...] = (
         "layer",
         "neuron",
         source=_LIANG,
+        by_layer=True,
     ),
     entry(
         empirical_fisher_rao_norm,
@@ -266,5 +285,6 @@ MEASURES: tuple[Measure, ...] = (
         "layer",
         "neuron",
         source=_LIANG,
+        by_layer=True,
     ),
 )

@@ -265,5 +265,6 @@ MEASURES = (
         normalized_flat_minima,
         normalized_flat_minima,
         {"probes": 16},
+        by_layer=True,
     ),
 )

@@ -143,20 +143,40 @@ def _of(sigma: Estimate, function: Callable[[float], float]) -> Estimate:
 
 
 MEASURES: tuple[Measure, ...] = (
-    entry(pac_bayes_flatness, "PAC-Bayes flatness", "1/σ²", "1/σ²", draws=8),
+    entry(
+        pac_bayes_flatness,
+        "PAC-Bayes flatness",
+        "1/σ²",
+        "1/σ²",
+        by_layer=True,
+        draws=4,
+        tolerance=0.2,
+    ),
     entry(
         magnitude_pac_bayes_flatness,
         "magnitude-aware PAC-Bayes flatness",
         "1/σ'²",
         "1/σ², noise σ (|θ_i| + 0.001)",
-        draws=8,
+        by_layer=True,
+        draws=4,
+        tolerance=0.2,
     ),
-    entry(pac_bayes_norm, "PAC-Bayes norm", "‖θ‖²/4σ²", "‖θ‖² / (4 σ²)", draws=8),
+    entry(
+        pac_bayes_norm,
+        "PAC-Bayes norm",
+        "‖θ‖²/4σ²",
+        "‖θ‖² / (4 σ²)",
+        by_layer=True,
+        draws=4,
+        tolerance=0.2,
+    ),
     entry(
         magnitude_pac_bayes_norm,
         "magnitude-aware PAC-Bayes norm",
         "KL'/2",
         "1/4 Σ_i log(s_P²/s_i²), s_i = σ (|θ_i| + 0.001), s_P² = mean(θ² + s²)",
-        draws=8,
+        by_layer=True,
+        draws=4,
+        tolerance=0.2,
     ),
 )

@@ -42,6 +42,21 @@ def all_names() -> list[str]:
     return [name for name, m in MEASURES.items() if "initial" not in m.settings]
 
 
+def check_names(names: Iterable[str]) -> None:
+    """Refuse the first name that is not in the registry, with the nearest that are.
+
+    Raises:
+        InputError: there is one.
+    """
+    for name in names:
+        if name not in MEASURES:
+            near = difflib.get_close_matches(name, MEASURES, cutoff=0.5)
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(MEASURES)}"
+            )
+            raise InputError(f"no measure {name!r}; {hint}")
+
+
 def measure(
     landscape: LossLandscape,
     names: Iterable[str] | None = None,
@@ -70,13 +85,7 @@ def measure(
             it by `refused`.
     """
     chosen = list(all_names() if names is None else names)
-    for name in [*chosen, *(settings or {})]:
-        if name not in MEASURES:
-            near = difflib.get_close_matches(name, MEASURES, cutoff=0.5)
-            hint = (
-                f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(MEASURES)}"
-            )
-            raise InputError(f"no measure {name!r}; {hint}")
+    check_names([*chosen, *(settings or {})])
     results: dict[str, Estimate] = {}
     with sharing():
         for name in sorted(chosen, key=lambda n: not n.endswith(_FIRST)):

@@ -184,6 +184,7 @@ MEASURES = (
         relative_flatness,
         relative_flatness,
         {"probes": 16},
+        by_layer=True,
     ),
     Measure(
         "relative_flatness_normalised",
@@ -196,6 +197,7 @@ MEASURES = (
         partial(relative_flatness, normalise_features=True),
         relative_flatness,
         {"probes": 16},
+        by_layer=True,
     ),
     Measure(
         "relative_flatness_softmax_layer",

@@ -2,6 +2,7 @@
 
 from planimeter.landscape.landscape import LossLandscape, refuse_non_finite
 from planimeter.landscape.modes import BATCH_NORM, evaluation_mode
+from planimeter.landscape.recording import recorded
 from planimeter.landscape.tracing import Trace, arguments, described, traced
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "arguments",
     "described",
     "evaluation_mode",
+    "recorded",
     "refuse_non_finite",
     "traced",
 ]

@@ -45,7 +45,7 @@ from planimeter.operators.curvatures import (
     loss_curvature,
     monte_carlo_fisher_curvature,
 )
-from planimeter.operators.operator import consecutive
+from planimeter.operators.operator import consecutive, matching
 from planimeter.operators.products import Products
 
 DEFAULT_ROWS = 2048
@@ -104,6 +104,8 @@ class LossLandscape:
         self.parameters: Parameters = {
             name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad
         }
+        self.held: frozenset[str] = frozenset()
+        """Names of the parameters that `restricted` holds where they are."""
         if not self.parameters:
             raise InputError("no parameter of the model requires a gradient: nothing to measure")
         refuse_non_finite(self.parameters)
@@ -181,6 +183,26 @@ class LossLandscape:
         other = copy.copy(self)
         other.parameters = {n: changed.get(n, p) for n, p in self.parameters.items()}
         other._fixed = {n: changed.get(n, b) for n, b in self._fixed.items()}
+        other.function = replace(self.function, forward=other.forward)
+        other._operators = {}
+        return other
+
+    def restricted(self, names: list[str]) -> LossLandscape:
+        """The loss as a function of some of the parameters, the others held where they are.
+
+        Arguments:
+            names: of parameters (``"layer1.weight"``), or of modules whose parameters are all
+                meant (``"layer1"``).
+
+        Raises:
+            InputError: there is no such parameter.
+        """
+        kept = matching(names, self.parameters)
+        other = copy.copy(self)
+        other.parameters = {name: self.parameters[name] for name in kept}
+        other.held = self.held | (self.parameters.keys() - set(kept))
+        other._fixed = {n: p for n, p in self.state.items() if n not in other.parameters}
+        other.num_parameters = sum(p.numel() for p in other.parameters.values())
         other.function = replace(self.function, forward=other.forward)
         other._operators = {}
         return other

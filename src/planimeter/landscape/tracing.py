@@ -11,7 +11,7 @@ from io import StringIO
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from planimeter.errors import InputError
@@ -44,12 +44,7 @@ def traced(model: nn.Module, example: Inputs) -> Trace:
     Raises:
         InputError: the model cannot be traced; the message says why.
     """
-    arguments: tuple[Any, ...] = ()
-    keywords: dict[str, Any] = {}
-    if isinstance(example, dict):
-        keywords = example
-    else:
-        arguments = tuple(example) if isinstance(example, tuple | list) else (example,)
+    positional, keywords = arguments_of(example)
     logger = logging.getLogger("torch")
     level = logger.level
     try:
@@ -62,7 +57,7 @@ def traced(model: nn.Module, example: Inputs) -> Trace:
             evaluation_mode(model),
         ):
             warnings.simplefilter("ignore")
-            program = torch.export.export(model, arguments, keywords, strict=False)
+            program = torch.export.export(model, positional, keywords, strict=False)
     except Exception as error:  # whatever the tracer or the user's own code raises
         lines = str(error).strip().splitlines() or [""]
         if "data-dependent" in lines[0]:
@@ -82,15 +77,35 @@ def traced(model: nn.Module, example: Inputs) -> Trace:
             tensors[node] = str(spec.target)
         elif spec.kind is InputKind.USER_INPUT:
             inputs[node] = node.name
-    return Trace(
-        program.graph,
-        tensors,
-        inputs,
-        frozenset(
-            name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad
-        ),
-        _shared(model),
-    )
+    return trace_of(model, program.graph, tensors, inputs)
+
+
+def trace_of(
+    model: nn.Module, graph: fx.Graph, tensors: dict[fx.Node, str], inputs: dict[fx.Node, str]
+) -> Trace:
+    """A graph with what is known of the model's parameters."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    trainable = frozenset(name for name, p in parameters if p.requires_grad)
+    named = named_tensors(model)
+    memory = {name: t.untyped_storage().data_ptr() for name, t in named.items() if t.numel()}
+    users = Counter(memory.values())
+    shared = frozenset(name for name, pointer in memory.items() if users[pointer] > 1)
+    return Trace(graph, tensors, inputs, trainable, shared)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by all their names."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def arguments_of(example: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """How inputs are passed to a model: tuples as its arguments, dicts as its keywords."""
+    if isinstance(example, dict):
+        return (), example
+    return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -118,13 +133,3 @@ def described(node: fx.Node) -> str:
     schema = getattr(node.target, "_schema", None)
     name = schema.name.rpartition("::")[2] if schema else str(node.target)
     return f"the operation {name!r}" + (f" in {path!r}" if path else "")
-
-
-def _shared(model: nn.Module) -> frozenset[str]:
-    named = [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
-    memory = {name: t.untyped_storage().data_ptr() for name, t in named if t.numel()}
-    users = Counter(memory.values())
-    return frozenset(name for name, pointer in memory.items() if users[pointer] > 1)

@@ -16,7 +16,7 @@ tensor([[5., 2.],
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -152,17 +152,7 @@ class CurvatureOperator:
         A name is a parameter's (``"layer1.weight"``) or that of a module whose parameters are all
         meant (``"layer1"``).
         """
-        kept: dict[str, slice] = {}
-        for name in names:
-            found = {
-                key: part
-                for key, part in self.blocks.items()
-                if key == name or key.startswith(f"{name}.")
-            }
-            if not found:
-                raise InputError(f"no parameter {name!r}; there are {', '.join(self.blocks)}")
-            kept |= found
-        kept = {name: part for name, part in self.blocks.items() if name in kept}
+        kept = {name: self.blocks[name] for name in matching(names, self.blocks)}
         if self.restrict is not None:
             return self.restrict(list(kept))
         indices = torch.arange(self.size, device=self.device)
@@ -203,6 +193,21 @@ class CurvatureOperator:
 
     def _with(self, product: Product, name: str) -> CurvatureOperator:
         return replace(self, product=product, name=name, restrict=None)
+
+
+def matching(names: list[str], parameters: Iterable[str]) -> list[str]:
+    """The parameters that are named, or whose module is, in their own order.
+
+    Raises:
+        InputError: a name is none of them.
+    """
+    chosen: set[str] = set()
+    for name in names:
+        found = {key for key in parameters if key == name or key.startswith(f"{name}.")}
+        if not found:
+            raise InputError(f"no parameter {name!r}; there are {', '.join(parameters)}")
+        chosen |= found
+    return [key for key in parameters if key in chosen]
 
 
 def consecutive(sizes: dict[str, int]) -> dict[str, slice]:

@@ -250,8 +250,9 @@ def _with_louder_logits(landscape: LossLandscape, factor: float) -> LossLandscap
     with torch.no_grad(), landscape.mode():
         one = landscape.forward(landscape.parameters, inputs)
         two = louder.forward(louder.parameters, inputs)
+    by = 1.0 if landscape.normalise_logits else factor
     slack = 1e3 * torch.finfo(landscape.dtype).eps
-    if float((two - factor * one).norm()) > slack * factor * float(one.norm()):
+    if float((two - by * one).norm()) > slack * by * float(one.norm()):
         return f"the outputs are not proportional to {layers[-1]!r}"
     return louder
 

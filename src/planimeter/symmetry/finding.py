@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
-from planimeter.landscape import traced
+from planimeter.landscape import Trace, recorded, traced
 from planimeter.operators.batches import Inputs
 from planimeter.symmetry.homogeneity import Flow, Use
 from planimeter.symmetry.rescalings import Rescaling, Rescalings, Scaling
@@ -33,12 +33,13 @@ def find_rescalings(model: nn.Module, example: Inputs) -> Rescalings:
 
     Returns:
         One rescaling for each layer, or for each set of layers whose channels are added up; and
-        what cannot be rescaled, with the reason. A network that cannot be traced has none.
+        what cannot be rescaled, with the reason. For a network whose way depends on its data, they
+        are those of the way that the example took, and `rescaled` compares more rows.
 
     Source: Dinh et al. 2017, for a chain of layers.
     """
     try:
-        flow = Flow(traced(model, example))
+        flow = Flow(_graph(model, example))
     except InputError as error:
         return Rescalings((), (str(error),))
     _fix_unread(flow)
@@ -63,6 +64,17 @@ def find_rescalings(model: nn.Module, example: Inputs) -> Rescalings:
             part = "some channels of " if free[layer] else ""
             refused.append(f"{part}{layer!r}: {_some(reasons, '; ')}")
     return Rescalings(tuple(found), tuple(refused))
+
+
+def _graph(model: nn.Module, example: Inputs) -> Trace:
+    """For all inputs, or where there is none, for the example's way through the network."""
+    try:
+        return traced(model, example)
+    except InputError as error:
+        try:
+            return recorded(model, example)
+        except InputError as other:
+            raise InputError(f"{error}; {other}") from other
 
 
 def _writes(use: Use) -> bool:
@@ -124,7 +136,7 @@ def _rescaling(
             readers[use.layer] = None
         if use.epsilon is not None:
             variance = buffers[use.tensor].detach().double().cpu().clamp(min=0)
-            bound = (use.epsilon / (variance + use.epsilon)).sqrt()
+            bound = (1 + variance / use.epsilon).rsqrt()  # exactly 1 at a variance of 0
             taken = channel >= 0
             smallest.scatter_reduce_(0, channel[taken], bound[taken], "amax")
     return Rescaling(
