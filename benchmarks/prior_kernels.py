@@ -165,6 +165,22 @@ def compared(name: str, peer: str, rounds: int, rows: int, folder: Path) -> list
     return lines
 
 
+def written(lines: list[str], rounds: int) -> None:
+    import torch
+
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "kernels.md").write_text(
+        "# Infinite-width kernels against neural-tangents 0.6.5 (jax 0.5.3)\n\n"
+        f"Medians of {rounds} alternating rounds, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads. Written by `benchmarks/prior_kernels.py`. Ratios: "
+        "neural-tangents over planimeter, above 1 planimeter is faster. Differences: to "
+        "neural-tangents in float64.\n\n"
+        "| kernel | dtype | planimeter (s) | neural-tangents (s) | ratio | planimeter "
+        "(processor s) | neural-tangents (processor s) | ratio | largest difference, planimeter "
+        "| neural-tangents |\n|---|---|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
+    )
+
+
 def main() -> None:
     if "--serve" in sys.argv:
         side, kind, rows, dtype, data, answers, *block = sys.argv[2:]
@@ -180,7 +196,6 @@ def main() -> None:
     parser.add_argument("--pool-rows", type=int, default=20, help="a multiple of 4")
     options = parser.parse_args()
     import numpy as np
-    import torch
 
     from planimeter.data import load
 
@@ -193,19 +208,8 @@ def main() -> None:
             few = QUICK[kind] if options.quick else rows
             few = options.pool_rows if kind == "pool" and not options.quick else few
             lines += compared(workload, options.peer, options.rounds, few, folder)
-    if options.quick:
-        return
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "kernels.md").write_text(
-        "# Infinite-width kernels against neural-tangents 0.6.5 (jax 0.5.3)\n\n"
-        f"Medians of {options.rounds} alternating rounds, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads. Written by `benchmarks/prior_kernels.py`. Ratios: "
-        "neural-tangents over planimeter, above 1 planimeter is faster. Differences: to "
-        "neural-tangents in float64.\n\n"
-        "| kernel | dtype | planimeter (s) | neural-tangents (s) | ratio | planimeter "
-        "(processor s) | neural-tangents (processor s) | ratio | largest difference, planimeter "
-        "| neural-tangents |\n|---|---|---|---|---|---|---|---|---|---|\n" + "\n".join(lines) + "\n"
-    )
+            if not options.quick:
+                written(lines, options.rounds)
 
 
 if __name__ == "__main__":
