@@ -115,7 +115,7 @@ def nngp_kernel(
             "measured" for the mean square of the module's parameters as they are now, which after
             training is no longer that of a prior, and in small layers a noisy estimate.
         dtype: of the computation and the result, torch.float64 or torch.float32, which is twice
-            as fast and exact to about 1e-6 of the diagonal.
+            as fast and exact to about 2e-6 of the diagonal.
         out: a .npy file for a result that is too large for memory. It is written in bands of rows;
             the same call takes up an unfinished file again.
         progress: called with "kernel", the rows that are done and n.
