@@ -27,8 +27,6 @@ from planimeter.landscape import Trace, arguments, described, traced
 from planimeter.prior.activations import Dual, erf, gelu, relu
 from planimeter.prior.covariance_steps import (
     Activation,
-    AveragePool,
-    Convolution,
     Input,
     LayerNorm,
     Linear,
@@ -37,6 +35,7 @@ from planimeter.prior.covariance_steps import (
     Sum,
 )
 from planimeter.prior.data_steps import DataSteps
+from planimeter.prior.grid_steps import AveragePool, Convolution
 from planimeter.prior.hermite import smooth
 from planimeter.prior.propagation import Program
 
