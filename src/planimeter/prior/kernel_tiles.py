@@ -119,9 +119,9 @@ def kernel_matrix(
             band = slice(start, min(start + tiling.band, n))
             first = start if right is None else 0
             block = left[0].new_empty(band.stop - start, m - first)
-            tiles = _tiles(band, m, tiling, symmetric=right is None)
-            for _ in pool.map(partial(fill, block, start, first), tiles):
-                pass
+            tiles = list(_tiles(band, m, tiling, symmetric=right is None))
+            for number, _ in enumerate(pool.map(partial(fill, block, start, first), tiles)):
+                progress("kernel", start + (band.stop - start) * number // len(tiles), n)
             if right is None:
                 _symmetrise(block, rows.variances[len(program) - 1][0, 0, band])
             target.write(band, block, symmetric=right is None)
@@ -303,6 +303,9 @@ def _one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
         try:
             torch.set_num_threads(1)
             yield pool
+        except BaseException:  # do not work on what nobody waits for
+            pool.shutdown(cancel_futures=True)
+            raise
         finally:
             torch.set_num_threads(threads)
 
