@@ -216,7 +216,8 @@ def _tiled(
     columns = min(m, _LONGEST if gpu else max(_SHORTEST, min(_LONGEST, pairs // 8)))
     paired = m < _SHORTEST
     if paired:
-        rows, columns = max(1, min(pairs, n * m // (2 * workers))), 1
+        everything = n * (n + 1) // 2 if symmetric else n * m
+        rows, columns = min(pairs, -(-everything // workers)), 1
     else:
         rows = max(1, min(pairs // columns, n))
         if symmetric:  # tiles on the diagonal are computed whole: not many rows of them
