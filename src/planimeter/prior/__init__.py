@@ -7,7 +7,7 @@ from planimeter.prior.empirical_log_prior import EmpiricalLogProbability, empiri
 from planimeter.prior.function_counts import FunctionCounts
 from planimeter.prior.function_sampling import sample_functions
 from planimeter.prior.initialisation import gaussian_initialisation
-from planimeter.prior.kernels import fully_connected_kernel, hidden_layers, nngp_kernel
+from planimeter.prior.kernels import check_kernel_exists, fully_connected_kernel, nngp_kernel
 from planimeter.prior.log_posterior import LogPosterior, log_evidence, log_posterior
 from planimeter.prior.log_prior import log_prior, log_priors, minimax_tilting
 from planimeter.prior.log_probability import LogProbability
@@ -20,12 +20,12 @@ __all__ = [
     "LogPosterior",
     "LogProbability",
     "boolean_inputs",
+    "check_kernel_exists",
     "empirical_kernel",
     "empirical_log_prior",
     "fully_connected_kernel",
     "function_error_bound",
     "gaussian_initialisation",
-    "hidden_layers",
     "lempel_ziv_complexity",
     "log_evidence",
     "log_posterior",

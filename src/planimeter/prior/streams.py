@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
-from planimeter.prior.kernels import hidden_layers
 from planimeter.prior.random_functions import FullyConnectedFunctions, Functions, ModuleFunctions
 
 
@@ -125,10 +124,17 @@ def _widths(network: nn.Module | Sequence[int]) -> list[int] | None:
                 f"7, 40, 40, 1; got {', '.join(map(str, widths)) or 'none'}"
             )
         return widths
-    try:
-        hidden_layers(network)
-    except InputError:
+    layers = _linear_layers(network)
+    if layers is None:
         return None
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
-    widths = [layers[0].in_features, *(layer.out_features for layer in layers)]
-    return _widths(widths)
+    return _widths([layers[0].in_features, *(layer.out_features for layer in layers)])
+
+
+def _linear_layers(network: nn.Module) -> list[nn.Linear] | None:
+    """The layers of a chain of Linear (with biases) and ReLU; None for anything else."""
+    skipped = nn.Flatten | nn.Identity | nn.Dropout
+    chain = [m for m in network.children() if not isinstance(m, skipped)]
+    linear = [m for m in chain[::2] if isinstance(m, nn.Linear) and m.bias is not None]
+    activations = [m for m in chain[1::2] if isinstance(m, nn.ReLU)]
+    whole = isinstance(network, nn.Sequential) and len(linear) + len(activations) == len(chain)
+    return linear if whole and len(linear) == len(activations) + 1 else None
