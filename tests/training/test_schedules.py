@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ def test_the_rate_is_halved_when_averaging_starts():
 @given(st.integers(1, 400), st.floats(0, 1))
 def test_linear_decay_never_rises_and_stays_in_its_range(epochs, ratio):
     values = [linear_decay(epochs, ratio)(e) for e in range(epochs + 2)]
-    assert all(a >= b - 1e-12 for a, b in zip(values, values[1:], strict=False))
+    assert all(a >= b - 1e-12 for a, b in pairwise(values))
     assert all(ratio - 1e-12 <= v <= 1 for v in values)
 
 

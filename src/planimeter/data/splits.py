@@ -6,7 +6,7 @@ The three are disjoint. Which rows go where depends on the seed alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -26,15 +26,18 @@ class BinarySplit:
     test_labels: Int[Tensor, " e"]
     pool_inputs: Float[Tensor, "p c h w"]
     pool_labels: Int[Tensor, " p"]
+    classes: int = 2
 
     def attack_set(self, size: int, seed: int) -> tuple[Tensor, Tensor]:
         """`size` rows of the pool with their labels flipped, chosen by the seed.
 
         Raises:
-            InputError: the pool is smaller.
+            InputError: the pool is smaller, or there are more than two classes.
 
         Source: zhang2021, Section 5.2.
         """
+        if size and self.classes > 2:
+            raise InputError(f"attack sets flip labels, which {self.classes} classes do not allow")
         if size > len(self.pool_labels):
             raise InputError(
                 f"an attack set of {size} rows was asked for, but only {len(self.pool_labels)} are "
@@ -75,6 +78,22 @@ def binary_split(
             f"positive classes {sorted(set(positive))} must be some, not all, of 0 to "
             f"{dataset.classes - 1}"
         )
+    tested = dataset.test_labels
+    task = replace(
+        dataset,
+        labels=torch.isin(dataset.labels, chosen).long(),
+        test_labels=None if tested is None else torch.isin(tested, chosen).long(),
+        classes=2,
+    )
+    return split(task, train=train, test=test, seed=seed)
+
+
+def split(dataset: Dataset, *, train: int, test: int, seed: int = 0) -> BinarySplit:
+    """Split a data set into S, E and the attack pool, with its classes as they are.
+
+    Raises:
+        InputError: too few rows.
+    """
     generator = torch.Generator().manual_seed(seed)
     own = torch.randperm(len(dataset.labels), generator=generator)
     if dataset.test_inputs is None or dataset.test_labels is None:
@@ -90,16 +109,13 @@ def binary_split(
         raise InputError(
             f"{dataset.name} has too few rows for {train} training and {test} test rows"
         )
-    binary, test_binary = (
-        torch.isin(dataset.labels, chosen).long(),
-        torch.isin(test_labels, chosen).long(),
-    )
     train_rows = own[:train]
     return BinarySplit(
         dataset.inputs[train_rows],
-        binary[train_rows],
+        dataset.labels[train_rows],
         test_inputs[test_rows],
-        test_binary[test_rows],
+        test_labels[test_rows],
         dataset.inputs[pool_rows],
-        binary[pool_rows],
+        dataset.labels[pool_rows],
+        dataset.classes,
     )

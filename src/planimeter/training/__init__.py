@@ -14,6 +14,7 @@ from planimeter.training.fit import FitResult, fit, fit_to_zero_error
 from planimeter.training.optimisers import FULL_BATCH, OPTIMISERS, make_optimiser
 from planimeter.training.padam import Padam
 from planimeter.training.recording import (
+    Hook,
     Intervention,
     Record,
     Recording,
@@ -35,6 +36,7 @@ __all__ = [
     "EntropySGD",
     "Evaluation",
     "FitResult",
+    "Hook",
     "Intervention",
     "Padam",
     "Record",
