@@ -119,9 +119,9 @@ def test_wrong_checkpoints_are_refused(tmp_path):
     with pytest.raises(InputError, match="without averaging"):
         train(tmp_path, resume=checkpoint, averaging=Averaging(3))
     model = network(norm=False)
-    with pytest.raises(InputError, match="another training: .*size mismatch|another training"):
+    with pytest.raises(InputError, match="is of another training"):
         fit(model, cross_entropy, optimiser(model), rows(40), resume=checkpoint)
-    with pytest.raises(InputError, match="no checkpoint at .*nothing"):
+    with pytest.raises(InputError, match=r"no checkpoint at .*nothing"):
         train(tmp_path, resume=tmp_path / "nothing")
     weights = checkpoint / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
