@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from planimeter.errors import InputError
-from planimeter.study import built_in_studies, load_study, trials_of
+from planimeter.study import Study, built_in_studies, load_study, trials_of
 from planimeter.study.spec import parse_study
 from planimeter.training import (
     OPTIMISERS,
@@ -97,7 +97,7 @@ def test_keys_depend_on_what_determines_the_result_and_on_nothing_else():
 
 TRAINING = """\
 title: trained
-data: {name: digits, train: 60, test: 20, task: all}
+data: {name: digits, train: 60, test: 20, classes: all}
 training:
   stop: loss_below
   loss_below: 0.1
@@ -132,6 +132,22 @@ def test_training_is_said_in_yaml():
     ]  # fmt: skip
     assert len({t.key for t in trials_of(study)}) == 4
     assert study.prior.noise == ()
+
+
+def test_old_studies_have_the_keys_that_they_had():
+    """A setting that is not used leaves the plain data, and so the key, as it was without it."""
+    plain = parse_study(GOOD, "good.yaml").model_dump(mode="json")
+    assert plain["training"] == {"batch_size": 32, "max_epochs": 5000}
+    assert plain["grid"] == {
+        "optimisers": [
+            {"name": "adam", "lr": 0.001}, {"name": "sgd", "lr": 0.1, "momentum": 0.0},
+        ],
+        "attack": [0, 5],
+        "repetitions": 2,
+    }  # fmt: skip
+    for text in (GOOD, TRAINING):
+        study = parse_study(text, "x")
+        assert Study.model_validate_json(study.model_dump_json()) == study
 
 
 def test_defaults_are_what_studies_always_meant():
@@ -174,7 +190,7 @@ def test_every_optimiser_can_stand_in_a_study(name):
         ("attack: [0]", "attack: [5]", "attack sets need a binary task"),
         ("prior: null", "prior: {noise: [0.0]}", "needs a binary task: set `prior: null`"),
         ("figures: [trace]", "figures: [log_prior]", "`prior` leaves it out"),
-        ("task: all", "task: al", "line 2: data.task: .*did you mean 'all'"),
+        ("classes: all", "classes: al", "line 2: data.classes: .*did you mean 'all'"),
     ],
 )
 def test_mistakes_in_training_are_named(old, new, message):

@@ -109,7 +109,7 @@ def test_several_classes_and_weight_decays(small_study):
     grid = small_study.grid.model_copy(update={"attack": (0,), "weight_decay": (0.0, 0.1)})
     study = changed(small_study, stop="epochs", max_epochs=40).model_copy(
         update={
-            "data": DataSpec(name="digits", train=60, test=60, task="all"),
+            "data": DataSpec(name="digits", train=60, test=60, classes="all"),
             "grid": grid,
             "prior": PriorSpec(noise=()),
         }

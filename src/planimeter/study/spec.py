@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from planimeter.data import DATASETS
 from planimeter.errors import InputError
@@ -26,7 +35,7 @@ class _Spec(BaseModel):
 class DataSpec(_Spec):
     """S and E: which data set, how many rows, which classes are 1, chosen by which seed.
 
-    `task: all` keeps the classes as they are.
+    `classes: all` keeps the classes as they are.
     """
 
     name: str
@@ -34,7 +43,7 @@ class DataSpec(_Spec):
     test: int = Field(ge=1)
     positive: tuple[int, ...] = (5, 6, 7, 8, 9)
     seed: int = 0
-    task: Literal["binary", "all"] = "binary"
+    classes: Literal["all"] | None = None
 
     @model_validator(mode="after")
     def _known(self) -> DataSpec:
@@ -62,6 +71,14 @@ class GridSpec(_Spec):
     weight_decay: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
         default=None, min_length=1
     )
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Grids without weight decays are stored as they were when there were none."""
+        plain = serialise(self)
+        if self.weight_decay is None:
+            del plain["weight_decay"]
+        return plain
 
     @model_validator(mode="after")
     def _distinct(self) -> GridSpec:
@@ -123,12 +140,12 @@ class Study(_Spec):
         record = self.training.record
         if record is not None:
             _check_measures(record.measures)
-        if self.prior.noise and self.data.task != "binary":
+        if self.prior.noise and self.data.classes == "all":
             raise ValueError("log P(f) needs a binary task: set `prior: null` to leave it out")
         wanted = "log_prior" in self.figures or (record is not None and record.log_prior)
         if wanted and not self.prior.noise:
             raise ValueError("log P(f) is to be shown or recorded, but `prior` leaves it out")
-        if self.data.task != "binary" and any(self.grid.attack):
+        if self.data.classes == "all" and any(self.grid.attack):
             raise ValueError("attack sets need a binary task: set `attack: [0]`")
         for name in self.figures:
             _one_of("figure quantity", name, ["log_prior", *self.measures], self)

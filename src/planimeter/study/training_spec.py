@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from planimeter.training import (
     Averaging,
@@ -28,10 +35,26 @@ _Epochs = tuple[Annotated[int, Field(ge=0)], ...]
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Settings that studies once did not have, and that are left out where they are not used.
+
+    A trial's key is a hash of its settings: those of old studies stay as they were.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in serialise(self).items()
+            if name not in self.added or getattr(self, name) != fields[name].default
+        }
+
 
 class SGDSpec(_Spec):
     """Stochastic gradient descent, with momentum or without; weight decay is coupled."""
 
+    added = frozenset({"nesterov", "weight_decay"})
     name: Literal["sgd"]
     lr: _Positive
     momentum: _Share = 0.0
@@ -75,6 +98,7 @@ class GradientDescentSpec(_Spec):
 class AdamSpec(_Spec):
     """Adam; weight decay is coupled."""
 
+    added = frozenset({"betas", "eps", "amsgrad", "weight_decay"})
     name: Literal["adam"]
     lr: _Positive = 1e-3
     betas: tuple[_Share, _Share] = (0.9, 0.999)
@@ -244,6 +268,18 @@ class TrainingSpec(_Spec):
     (all of `max_epochs`).
     """
 
+    added = frozenset(
+        {
+            "stop",
+            "loss_below",
+            "overtrain",
+            "schedule",
+            "averaging",
+            "record",
+            "rescale",
+            "checkpoints",
+        }
+    )
     batch_size: int = Field(default=32, ge=1)
     max_epochs: int = Field(default=5000, ge=1)
     stop: Literal["zero_error", "loss_below", "epochs"] = "zero_error"
