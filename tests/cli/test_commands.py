@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from planimeter.cli import app, main
-from planimeter.data import DATASETS
 from planimeter.models.fully_connected import fully_connected
 
 COMMANDS = [[], ["demo"], ["measure"], ["audit"], ["slice"], ["prior"], ["study"], ["data"]] + [
@@ -147,8 +146,14 @@ def test_prior(user, planimeter):
 def test_lists(user, planimeter, monkeypatch):
     monkeypatch.setenv("PLANIMETER_DATA", str(user))
     _, text, _ = planimeter("data", "list", "--json", cwd=user)
-    ready = {entry["name"]: entry["ready"] for entry in json.loads(text)["data"]}
-    assert ready == {"digits": True, "mnist": False, "cifar10": False}
+    data = {entry["name"]: entry for entry in json.loads(text)["data"]}
+    assert {name for name, entry in data.items() if entry["ready"]} >= {"digits", "boolean"}
+    assert not data["mnist"]["ready"]
+    assert data["mnist"]["rows"] == [60000, 10000]
+    assert data["mnist"]["where"] == "missing: run `planimeter data fetch mnist`"
+    assert f"put sonar.csv into {user}/uci (from" in data["sonar"]["where"]
+    _, text, _ = planimeter("data", "list", cwd=user)
+    assert re.search(r"cifar10 +50,000 \+ *10,000", re.sub(r"\s+", " ", text))
     _, text, _ = planimeter("study", "list", "--json", cwd=user)
     assert {"demo", "zhang2021/fig3-mnist"} <= {entry["id"] for entry in json.loads(text)}
 
@@ -196,7 +201,7 @@ def test_a_study_from_start_to_report(small_study_file, planimeter):
         (["measure", "mynets:fcn", "--loss", "hinge"], "no loss 'hinge'"),
         (["prior", "mynets:tanh"], "'2' is Tanh"),
         (["prior", "mynets:ten"], "the orthant prior is binary"),
-        (["prior", "mynets:fcn", "--positive", "5,x"], "not a list of class numbers"),
+        (["prior", "mynets:fcn", "--positive", "5,x"], "no class 'x'; there are 0 to 9"),
         (["prior", "mynets:fcn", "--train", "5000"], "too few rows for 5000 training"),
         (["study", "run", "nothing.yaml"], "no study file at nothing.yaml"),
         (["study", "run", "demos"], "did you mean 'demo'"),
@@ -209,8 +214,6 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(
     user, planimeter, monkeypatch, arguments, sentence
 ):
     monkeypatch.setenv("PLANIMETER_DATA", str(user))
-    for info in DATASETS.values():
-        info.load.cache_clear()  # another test may have loaded real files
     (user / "bad.yaml").write_text(
         "title: bad\ndata: {name: digits, trian: 20, test: 20}\n"
         "grid: {optimisers: [{name: adam}], attack: [0], repetitions: 1}\n"

@@ -187,10 +187,9 @@ def test_every_optimiser_can_stand_in_a_study(name):
         ("alpha: 0.5", "alpha: -1", "line 10: training.rescale.alpha: .*greater than 0"),
         ("[0.0, 0.25]", "[0.1, 0.1]", "weight decays must differ"),
         ("name: padam", "name: entropy_sgd", "entropy_sgd has no weight decay"),
-        ("attack: [0]", "attack: [5]", "attack sets need a binary task"),
+        ("stop: loss_below", "augmentation: flip", "augmentation: .*'none' or 'flip_crop'"),
         ("prior: null", "prior: {noise: [0.0]}", "needs a binary task: set `prior: null`"),
         ("figures: [trace]", "figures: [log_prior]", "`prior` leaves it out"),
-        ("classes: all", "classes: al", "line 2: data.classes: .*did you mean 'all'"),
     ],
 )
 def test_mistakes_in_training_are_named(old, new, message):

@@ -9,7 +9,7 @@ from planimeter.study import load_study, trials_of
 from planimeter.study.spec import DataSpec, PriorSpec
 from planimeter.study.training_spec import SGDSpec, TrainingSpec
 from planimeter.study.trial import run_trial
-from planimeter.training.batches import BatchStream
+from planimeter.training.stream import BatchStream
 
 
 def test_a_trial_is_reproducible_and_plain_json(small_study, tmp_path):
@@ -132,3 +132,11 @@ def test_weight_decay_makes_networks_that_fit_sharper():
     for name in ("top_eigenvalue", "trace"):
         ratio = strong["measures"][name]["value"] / weak["measures"][name]["value"]
         assert ratio > 100
+
+
+def test_augmented_batches_are_for_training_only(small_study):
+    study = changed(small_study, stop="epochs", max_epochs=3, augmentation="flip_crop")
+    plain = changed(small_study, stop="epochs", max_epochs=3)
+    one, again, other = (run_trial(trials_of(s)[0]) for s in (study, study, plain))
+    assert one["train_loss"] == again["train_loss"] != other["train_loss"]
+    assert one["train_error"] == one["fit"]["train_errors"] / 30

@@ -10,7 +10,6 @@ import typer
 
 from planimeter import flatness
 from planimeter.cli.network import (
-    POSITIVE,
     BatchNorm,
     BatchSize,
     Checkpoint,
@@ -48,7 +47,7 @@ def measure(
     rows: Rows = 1000,
     mean: Mean = None,
     std: Std = None,
-    positive: Positive = POSITIVE,
+    positive: Positive = None,
     loss: LossName = None,
     names: Annotated[
         str | None,

@@ -34,7 +34,9 @@ def prior(
     checkpoint: Annotated[Path | None, typer.Option(help="Weights to load.")] = None,
     train: Annotated[int, typer.Option(min=1, help="|S|.")] = 300,
     test: Annotated[int, typer.Option(min=1, help="|E|.")] = 300,
-    positive: Annotated[str, typer.Option(help="Classes that count as 1.")] = "5,6,7,8,9",
+    positive: Annotated[
+        str | None, typer.Option(help="Classes that count as 1; default 5 to 9 of ten, 1 of two.")
+    ] = None,
     sigma_w: Annotated[
         float, typer.Option(help="Of the initial weights, times root fan-in.")
     ] = math.sqrt(2),
@@ -120,12 +122,9 @@ def say_untrained(model: str, checkpoint: Path | None, seed: int) -> None:
         )
 
 
-def classes(text: str) -> list[int]:
-    """`5,6,7` as numbers."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of class numbers such as 5,6,7") from None
+def classes(text: str | None) -> list[str] | None:
+    """`5,6,7` or `cat,dog`, one by one."""
+    return None if text is None else [part.strip() for part in text.split(",")]
 
 
 def numbers(text: str | None) -> list[float] | None:

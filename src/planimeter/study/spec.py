@@ -22,32 +22,14 @@ from pydantic import (
     model_validator,
 )
 
-from planimeter.data import DATASETS
 from planimeter.errors import InputError
 from planimeter.flatness import MEASURES
+from planimeter.study.data_spec import DataSpec
 from planimeter.study.training_spec import OptimiserSpec, TrainingSpec
 
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataSpec(_Spec):
-    """S and E: which data set, how many rows, which classes are 1, chosen by which seed.
-
-    `classes: all` keeps the classes as they are.
-    """
-
-    name: str
-    train: int = Field(ge=1)
-    test: int = Field(ge=1)
-    positive: tuple[int, ...] = (5, 6, 7, 8, 9)
-    seed: int = 0
-    classes: Literal["all"] | None = None
-
-    @model_validator(mode="after")
-    def _known(self) -> DataSpec:
-        return _one_of("data set", self.name, DATASETS, self)
 
 
 class ModelSpec(_Spec):
@@ -136,17 +118,21 @@ class Study(_Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
+        available, largest = self.data.largest_attack_set(), max(self.grid.attack)
+        if available < largest:
+            raise ValueError(
+                f"{self.data.name} has {max(available, 0)} rows beside the training and test sets, "
+                f"too few for an attack set of {largest}"
+            )
         _check_measures(self.measures)
         record = self.training.record
         if record is not None:
             _check_measures(record.measures)
-        if self.prior.noise and self.data.classes == "all":
+        if self.prior.noise and self.data.number_of_classes > 2:
             raise ValueError("log P(f) needs a binary task: set `prior: null` to leave it out")
         wanted = "log_prior" in self.figures or (record is not None and record.log_prior)
         if wanted and not self.prior.noise:
             raise ValueError("log P(f) is to be shown or recorded, but `prior` leaves it out")
-        if self.data.classes == "all" and any(self.grid.attack):
-            raise ValueError("attack sets need a binary task: set `attack: [0]`")
         for name in self.figures:
             _one_of("figure quantity", name, ["log_prior", *self.measures], self)
         return self

@@ -273,6 +273,7 @@ class TrainingSpec(_Spec):
             "stop",
             "loss_below",
             "overtrain",
+            "augmentation",
             "schedule",
             "averaging",
             "record",
@@ -285,6 +286,7 @@ class TrainingSpec(_Spec):
     stop: Literal["zero_error", "loss_below", "epochs"] = "zero_error"
     loss_below: _Positive | None = None
     overtrain: int = Field(default=0, ge=0)
+    augmentation: Literal["none", "flip_crop"] = "none"
     schedule: ScheduleSpec = ConstantSpec()
     averaging: AveragingSpec | None = None
     record: RecordSpec | None = None

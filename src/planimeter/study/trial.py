@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planimeter.data import BinarySplit, binary_split, load, split
+from planimeter.data import Split, training_batches
 from planimeter.estimate import Estimate
 from planimeter.flatness import measure
 from planimeter.landscape import LossLandscape
 from planimeter.losses import LOSSES, Loss
 from planimeter.models.fully_connected import fully_connected
 from planimeter.prior import log_prior, nngp_kernel
-from planimeter.study.spec import DataSpec, ModelSpec, Study
+from planimeter.study.data_spec import DataSpec
+from planimeter.study.spec import ModelSpec, Study
 from planimeter.study.training_spec import RecordSpec, TrainingSpec
 from planimeter.training import (
     FULL_BATCH,
@@ -126,6 +127,9 @@ def run_trial(trial: Trial, weights: Path | None = None) -> dict[str, Any]:
             [trial.seed, trial.attack, trial.repetition]
         ).generate_state(4)
     )
+    if trial.data.get("ladder"):  # sets of all sizes from one seed contain one another
+        ladder = np.random.SeedSequence([trial.seed, 0, trial.repetition])
+        attack_seed = int(ladder.generate_state(2)[1])
     task = _split(json.dumps(trial.data, sort_keys=True))
     model = fully_connected(
         task.train_inputs[0].numel(),
@@ -159,7 +163,7 @@ def run_trial(trial: Trial, weights: Path | None = None) -> dict[str, Any]:
 
 def _train(
     trial: Trial,
-    task: BinarySplit,
+    task: Split,
     model: nn.Module,
     attack_seed: int,
     batch_seed: int,
@@ -181,6 +185,13 @@ def _train(
     if spec.rescale is not None:
         change = alpha_scale(spec.rescale.layer, spec.rescale.alpha, partial(_landscape, task=task))
         interventions.append(Intervention(spec.rescale.timetable, change))
+    batches, size = None, None if name in FULL_BATCH else spec.batch_size
+    if spec.augmentation != "none":
+        batches = training_batches(
+            *task.with_attack_set(trial.attack, attack_seed),
+            batch_size=spec.batch_size,
+            augmentation=spec.augmentation,
+        )
     checkpoints = None
     if spec.checkpoints is not None and folder is not None:
         checkpoints = Checkpoints(folder / trial.key, spec.checkpoints.timetable)
@@ -191,7 +202,8 @@ def _train(
         (task.train_inputs, task.train_labels),
         task.attack_set(trial.attack, attack_seed),
         (task.test_inputs, task.test_labels),
-        batch_size=None if name in FULL_BATCH else spec.batch_size,
+        batches=batches,
+        batch_size=size,
         stop=spec.rule,
         max_epochs=spec.max_epochs,
         overtrain=spec.overtrain,
@@ -205,7 +217,7 @@ def _train(
     )
 
 
-def _hooks(record: RecordSpec, trial: Trial, task: BinarySplit) -> tuple[Hook, ...]:
+def _hooks(record: RecordSpec, trial: Trial, task: Split) -> tuple[Hook, ...]:
     hooks: list[Hook] = []
     if record.measures:
         hooks.append(measuring(record.measures, partial(_landscape, task=task)))
@@ -214,13 +226,13 @@ def _hooks(record: RecordSpec, trial: Trial, task: BinarySplit) -> tuple[Hook, .
     return tuple(hooks)
 
 
-def _landscape(model: nn.Module, task: BinarySplit) -> LossLandscape:
+def _landscape(model: nn.Module, task: Split) -> LossLandscape:
     """The loss over S. No clock decides how products are computed: a trial repeats to the bit."""
     rows = task.train_inputs, task.train_labels
     return LossLandscape(model, _loss(task), rows, products="tape")
 
 
-def _log_priors(trial: Trial, task: BinarySplit, model: nn.Module) -> list[dict[str, Any]]:
+def _log_priors(trial: Trial, task: Split, model: nn.Module) -> list[dict[str, Any]]:
     """log P(f) of the labelling that a network gives S and E, under each noise convention."""
     if not trial.prior["noise"]:
         return []
@@ -234,21 +246,17 @@ def _log_priors(trial: Trial, task: BinarySplit, model: nn.Module) -> list[dict[
     ]
 
 
-def _outputs(task: BinarySplit) -> int:
+def _outputs(task: Split) -> int:
     return 1 if task.classes == 2 else task.classes
 
 
-def _loss(task: BinarySplit) -> Loss:
+def _loss(task: Split) -> Loss:
     return LOSSES["binary_cross_entropy" if task.classes == 2 else "cross_entropy"]
 
 
 @lru_cache(maxsize=4)
-def _split(data: str) -> BinarySplit:
-    spec = DataSpec.model_validate_json(data)
-    rows: dict[str, int] = {"train": spec.train, "test": spec.test, "seed": spec.seed}
-    if spec.classes == "all":
-        return split(load(spec.name), **rows)
-    return binary_split(load(spec.name), positive=spec.positive, **rows)
+def _split(data: str) -> Split:
+    return DataSpec.model_validate_json(data).split()
 
 
 @lru_cache(maxsize=2)

@@ -1,7 +1,6 @@
 """Training: optimisers, schedules, averaging, when to stop, and what to record on the way."""
 
 from planimeter.training.averaging import Averaging, recompute_batch_norm
-from planimeter.training.batches import BatchSource, shuffled
 from planimeter.training.checkpoints import (
     Checkpoints,
     latest_checkpoint,
@@ -25,6 +24,7 @@ from planimeter.training.recording import (
 from planimeter.training.sam import SAM
 from planimeter.training.schedules import Schedule, constant, linear_decay, steps
 from planimeter.training.stopping import StopRule, after_epochs, loss_below, zero_error
+from planimeter.training.stream import BatchSource, shuffled
 
 __all__ = [
     "FULL_BATCH",

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from planimeter.errors import InputError
 from planimeter.losses import Loss
 from planimeter.training.averaging import Averaging, new_average, recompute_batch_norm
-from planimeter.training.batches import BatchSource, BatchStream, shuffled
 from planimeter.training.checkpoints import Checkpoints, load_checkpoint, save_checkpoint
 from planimeter.training.evaluation import Evaluation, Rows, device_of, evaluate, rows_per_piece
 from planimeter.training.recording import Intervention, Record, Recording
 from planimeter.training.schedules import Schedule, constant
 from planimeter.training.stopping import StopRule, zero_error
+from planimeter.training.stream import BatchSource, BatchStream, shuffled
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planimeter.errors import InputError
-from planimeter.training.batches import BatchStream, shuffled
+from planimeter.training.stream import BatchStream, shuffled
 
 ROWS = torch.arange(23.0)[:, None], torch.arange(23)
 
