@@ -189,7 +189,8 @@ def test_every_optimiser_can_stand_in_a_study(name):
         ("name: padam", "name: entropy_sgd", "entropy_sgd has no weight decay"),
         ("stop: loss_below", "augmentation: flip", "augmentation: .*'none' or 'flip_crop'"),
         ("prior: null", "prior: {noise: [0.0]}", "needs a binary task: set `prior: null`"),
-        ("figures: [trace]", "figures: [log_prior]", "`prior` leaves it out"),
+        ("probes: 5}}}", "probes: 5}}, log_prior: true}", "to be recorded: give `prior`"),
+        ("figures: [trace]", "figures: [log_prior]", "a figure of log_prior needs prior.noise"),
     ],
 )
 def test_mistakes_in_training_are_named(old, new, message):

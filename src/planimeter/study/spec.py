@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import (
@@ -25,20 +24,12 @@ from pydantic import (
 from planimeter.errors import InputError
 from planimeter.flatness import MEASURES
 from planimeter.study.data_spec import DataSpec
+from planimeter.study.model_spec import ModelSpec
 from planimeter.study.training_spec import OptimiserSpec, TrainingSpec
 
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelSpec(_Spec):
-    """A fully connected ReLU network; without hidden layers it is logistic regression."""
-
-    name: Literal["fully_connected"] = "fully_connected"
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (40, 40)
-    sigma_w: float = Field(default=math.sqrt(2.0), gt=0)
-    sigma_b: float = Field(default=1.0, ge=0)
 
 
 class GridSpec(_Spec):
@@ -130,9 +121,15 @@ class Study(_Spec):
             _check_measures(record.measures)
         if self.prior.noise and self.data.number_of_classes > 2:
             raise ValueError("log P(f) needs a binary task: set `prior: null` to leave it out")
-        wanted = "log_prior" in self.figures or (record is not None and record.log_prior)
-        if wanted and not self.prior.noise:
-            raise ValueError("log P(f) is to be shown or recorded, but `prior` leaves it out")
+        if self.prior.noise and self.model.name != "fully_connected":
+            raise ValueError(
+                f"log P(f) needs the analytic kernel, which only fully_connected has, not "
+                f"{self.model.name}: set `prior: null` to leave it out"
+            )
+        if "log_prior" in self.figures and not self.prior.noise:
+            raise ValueError("a figure of log_prior needs prior.noise: name other `figures`")
+        if record is not None and record.log_prior and not self.prior.noise:
+            raise ValueError("log P(f) is to be recorded: give `prior`, or take it out of `record`")
         for name in self.figures:
             _one_of("figure quantity", name, ["log_prior", *self.measures], self)
         return self

@@ -23,10 +23,10 @@ from planimeter.estimate import Estimate
 from planimeter.flatness import measure
 from planimeter.landscape import LossLandscape
 from planimeter.losses import LOSSES, Loss
-from planimeter.models.fully_connected import fully_connected
+from planimeter.models.registry import build_model
 from planimeter.prior import log_prior, nngp_kernel
 from planimeter.study.data_spec import DataSpec
-from planimeter.study.spec import ModelSpec, Study
+from planimeter.study.spec import Study
 from planimeter.study.training_spec import RecordSpec, TrainingSpec
 from planimeter.training import (
     FULL_BATCH,
@@ -131,13 +131,11 @@ def run_trial(trial: Trial, weights: Path | None = None) -> dict[str, Any]:
         ladder = np.random.SeedSequence([trial.seed, 0, trial.repetition])
         attack_seed = int(ladder.generate_state(2)[1])
     task = _split(json.dumps(trial.data, sort_keys=True))
-    model = fully_connected(
-        task.train_inputs[0].numel(),
-        trial.model["hidden"],
-        _outputs(task),
-        sigma_w=trial.model["sigma_w"],
-        sigma_b=trial.model["sigma_b"],
+    model = build_model(
+        input_shape=task.train_inputs.shape[1:],
+        outputs=_outputs(task),
         seed=init_seed,
+        **trial.model,
     )
     fitted = _train(trial, task, model, attack_seed, batch_seed, noise_seed, weights)
     if weights is not None:
@@ -262,10 +260,10 @@ def _split(data: str) -> Split:
 @lru_cache(maxsize=2)
 def _kernel(data: str, model: str) -> Tensor:
     """The kernel of S and E in this order, shared by all trials of a worker."""
-    spec, task = ModelSpec.model_validate_json(model), _split(data)
+    spec, task = json.loads(model), _split(data)
     inputs = torch.cat([task.train_inputs, task.test_inputs])
-    network = fully_connected(inputs[0].numel(), spec.hidden)
-    return nngp_kernel(network, inputs, sigma_w=spec.sigma_w, sigma_b=spec.sigma_b)
+    network = build_model(input_shape=inputs.shape[1:], outputs=1, **spec)
+    return nngp_kernel(network, inputs, sigma_w=spec["sigma_w"], sigma_b=spec["sigma_b"])
 
 
 def _repeatable(estimate: Estimate) -> dict[str, Any]:
