@@ -25,7 +25,7 @@ from planimeter.data import binary_split, load, normalise
 from planimeter.landscape import refuse_non_finite
 from planimeter.losses import predicted_classes
 from planimeter.models.loading import load_model
-from planimeter.prior import hidden_layers, log_prior, nngp_kernel
+from planimeter.prior import check_kernel_exists, log_prior, nngp_kernel
 
 
 def prior(
@@ -50,8 +50,8 @@ def prior(
 ) -> None:
     """The prior probability of the function that a network computes on S and E.
 
-    The network needs one output, and layers whose infinite-width kernel is known: Flatten, Linear
-    and ReLU. S and E are chosen by the seed.
+    The network needs one output, and layers whose infinite-width kernel is known (docs/kernels.md).
+    S and E are chosen by the seed.
 
     Example: planimeter prior mymodels:fcn --checkpoint fcn.pt --data mnist --train 500 --test 100
     """
@@ -59,10 +59,10 @@ def prior(
     network = load_model(model, checkpoint, seed=seed).eval()
     refuse_non_finite(dict(network.named_parameters()))
     say_untrained(model, checkpoint, seed)
-    hidden_layers(network)  # refuse an unknown architecture before any work
     split = binary_split(load(data), train=train, test=test, positive=classes(positive), seed=seed)
     inputs = normalise(torch.cat([split.train_inputs, split.test_inputs]), means, stds)
     labels = torch.cat([split.train_labels, split.test_labels])
+    check_kernel_exists(network, inputs)  # refuse an unknown architecture before any work
     function = predict(network, inputs)
     wrong = function != labels
     started = time.monotonic()

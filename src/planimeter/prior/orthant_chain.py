@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -96,14 +97,17 @@ def checked_kernel(
     if not 0 <= noise < math.inf:
         raise InputError(f"noise is a finite variance and cannot be negative: {noise}")
     if torch.as_tensor(kernel).shape == (n, n):
-        together = min(settings.runs, runs_together(n, settings.particles))
-        particles = 8 * n * settings.particles * together
-        panel_bytes = 4 * 8 * 256 * n
-        needed = 8 * n * n + max(8 * n * n, particles) + panel_bytes
-        check_memory(torch.as_tensor(kernel).device, n, needed)
+        check_memory(torch.as_tensor(kernel).device, n, needed_memory(n, settings))
     result = check_kernel(kernel, n, noise)
     check_rank(result.distinct)
     return result
+
+
+def needed_memory(n: int, settings: Settings) -> int:
+    """Bytes that log P of one labelling of n inputs takes beside the kernel."""
+    together = min(settings.runs, runs_together(n, settings.particles))
+    particles = 8 * n * settings.particles * together
+    return 8 * n * n + max(8 * n * n, particles) + 4 * 8 * 256 * n
 
 
 class Chain:
@@ -121,31 +125,37 @@ class Chain:
 
     def __call__(self, signs: Float[Tensor, " n"]) -> LogProbability:
         """log P of the labelling with these signs."""
+        return self.begin(signs)()
+
+    def begin(self, signs: Float[Tensor, " n"]) -> Callable[[], LogProbability]:
+        """The part that later labellings start from; calling the result does the rest."""
         if len(signs) != len(self.kernel.twin):
             raise InputError(
                 f"kernel is of {len(self.kernel.twin)} inputs, but there are {len(signs)} labels"
             )
         clash = self.kernel.contradiction(signs)
         if clash is not None:
-            return _impossible(clash, self.noise)
+            return partial(_impossible, clash, self.noise)
         covariance = self.kernel.signed(signs)
         method = self.settings.method
         if method in ("auto", "exact") and covariance.size <= LARGEST:
             value, error = exact_log_orthant(dense(covariance))
             if method == "exact" or error < 1e-6:
-                return self._plain("exact", value, error)
+                return partial(self._plain, "exact", value, error)
         if method == "exact":
             raise InputError(
                 f"closed forms end at {LARGEST} distinct inputs, and there are {covariance.size}"
             )
         if method == "direct":
-            return self._direct(covariance, None)
+            return partial(self._direct, covariance, None)
         if method == "minimax":
-            return self._minimax(covariance)
+            return partial(self._minimax, covariance)
         return self._guided(covariance, signs)
 
-    def _guided(self, covariance: SignedKernel, signs: Float[Tensor, " n"]) -> LogProbability:
-        """EP, its correction, and what "auto", "smc" or "ep" goes on with."""
+    def _guided(
+        self, covariance: SignedKernel, signs: Float[Tensor, " n"]
+    ) -> Callable[[], LogProbability]:
+        """EP; the rest is left for when its result is called."""
         settings = self.settings
         work = _matrix(covariance, settings.precision)
         solution = expectation_propagation(
@@ -158,6 +168,13 @@ class Chain:
             progress=lambda sweep, log_z: settings.progress("EP", sweep, settings.max_sweeps),
         )
         self._earlier.append((signs, solution.tau, solution.nu))
+        return partial(self._from_sites, covariance, solution, work)
+
+    def _from_sites(
+        self, covariance: SignedKernel, solution: EPSolution, work: Tensor
+    ) -> LogProbability:
+        """The correction of EP, and what "auto", "smc" or "ep" goes on with."""
+        settings = self.settings
         guide = solution
         if settings.precision != torch.float64:
             # Monte Carlo is unbiased only if log Z of its guide is that of its very sites.
