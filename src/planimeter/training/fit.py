@@ -12,11 +12,9 @@ interrupted and went on from a checkpoint.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -24,10 +22,11 @@ from torch import Tensor, nn
 
 from planimeter.errors import InputError
 from planimeter.losses import Loss
-from planimeter.training.averaging import Averaging, new_average, recompute_batch_norm
-from planimeter.training.checkpoints import Checkpoints, load_checkpoint, save_checkpoint
-from planimeter.training.evaluation import Evaluation, Rows, device_of, evaluate, rows_per_piece
+from planimeter.training.averaging import Averaging
+from planimeter.training.checkpoints import Checkpoints
+from planimeter.training.evaluation import Evaluation, Rows, device_of, rows_per_piece
 from planimeter.training.recording import Intervention, Record, Recording
+from planimeter.training.run import Run, own_random_numbers
 from planimeter.training.schedules import Schedule, constant
 from planimeter.training.stopping import StopRule, zero_error
 from planimeter.training.stream import BatchSource, BatchStream, shuffled
@@ -124,17 +123,18 @@ def fit(
         )
     attack = None if isinstance(attack, tuple) and not len(attack[1]) else attack
     source = _source(train, attack, batch_size) if batches is None else batches
-    run = _Run(
+    run = Run(
         model,
         loss,
         optimiser,
         BatchStream(source, seed, whole=batch_size is None),
-        {"train": train} | ({"attack": attack} if attack is not None else {}),
+        train,
+        attack,
         test,
         averaging,
         schedule,
     )
-    with _own_random_numbers(device_of(model), seed):
+    with own_random_numbers(device_of(model), seed):
         if resume is not None:
             run.restore(resume)
         else:
@@ -157,7 +157,8 @@ def fit(
                 over or checkpoints.at.due(previous, run.epoch, run.stop_epoch)
             ):
                 run.save(checkpoints.folder)
-        return run.finish()
+        run.hand_over()
+        return _result(run)
 
 
 def fit_to_zero_error(
@@ -198,190 +199,27 @@ def fit_to_zero_error(
     )
 
 
-class _Run:
-    """A training run between two steps: all that changes while it goes on."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        optimiser: torch.optim.Optimizer,
-        stream: BatchStream,
-        trained_on: dict[str, Rows],
-        test: Rows | None,
-        averaging: Averaging | None,
-        schedule: Schedule,
-    ) -> None:
-        self.model, self.loss, self.optimiser, self.stream = model, loss, optimiser, stream
-        self.trained_on, self.test = trained_on, test
-        self.averaging, self.schedule = averaging, schedule
-        self.average = new_average(model) if averaging is not None else None
-        self.averaged, self._stale = 0, False
-        self.rates = [group["lr"] for group in optimiser.param_groups]
-        self.stop_epoch: int | None = None
-        self.reason, self.diverged = "", False
-        self.records: list[Record] = []
-        self.known: Evaluation | None = None
-        """Of S at this epoch, if anyone asked."""
-        self._batch: list[tuple[Tensor, Tensor]] = []
-        self._passes, self._pass = getattr(optimiser, "passes_per_batch", 1), 0
-        self._device = device_of(model)
-        model.train()
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return self.stream.epochs
-
-    def advance(self) -> float:
-        """Train to the end of the next epoch, and average; the loss of the last batch."""
-        before = self.epoch
-        value: Any = math.nan
-        while self.epoch == before:
-            factor = self.schedule(before)
-            for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-                group["lr"] = rate * factor
-            value = self.optimiser.step(self._next_loss)
-        self.known = None
-        value = float(value)
-        if (
-            self.averaging is not None
-            and self.average is not None
-            and self.averaging.due(before, self.epoch)
-            and math.isfinite(value)
-        ):
-            self.average.update_parameters(self.model)
-            self.averaged += 1
-            self._stale = True
-        return value
-
-    def network(self) -> nn.Module:
-        """What the run would hand back now: the model, or the average where there is one."""
-        if self.average is None or not self.averaged:
-            return self.model
-        if self._stale:  # a pass over the data, so only when someone looks
-            recompute_batch_norm(self.average.module, *self.trained_on.values())
-            self._stale = False
-        return self.average.module
-
-    def on_train(self) -> Evaluation:
-        """Loss and errors on S, computed once an epoch."""
-        if self.known is None:
-            self.known = self.evaluate(self.trained_on["train"])
-        return self.known
-
-    def evaluate(self, rows: Rows) -> Evaluation:
-        """Loss and errors on any rows."""
-        return evaluate(self.network(), self.loss, rows)
-
-    def finish(self) -> FitResult:
-        """Leave the network in the model, and say how it went."""
-        network = self.network()
-        if network is not self.model:
-            self.model.load_state_dict(network.state_dict())
-        train = self.on_train()
-        attack = self.evaluate(self.trained_on["attack"]).errors if self._attacked else 0
-        self.model.train()
-        if not self.reason:
-            what = (
-                f"{train.errors} of {train.rows} training rows still wrong"
-                if train.errors
-                else f"training loss still {train.loss:.4g}"
-            )
-            self.reason = f"{what} after {self.epoch} epochs"
-        return FitResult(
-            self.stop_epoch is not None and not self.diverged,
-            self.epoch,
-            train.errors,
-            attack,
-            self.reason,
-            self.diverged,
-            self.stop_epoch,
-            tuple(self.records),
-        )
-
-    def record(self, recording: Recording) -> None:
-        """Write down what there is to see now."""
-        on_train = self.on_train()
-        values: dict[str, Any] = {"loss": on_train.loss, "train_errors": on_train.errors}
-        if self._attacked:
-            values["attack_errors"] = self.evaluate(self.trained_on["attack"]).errors
-        if self.test is not None:
-            values["test_errors"] = self.evaluate(self.test).errors
-        norms = [p.detach().double().norm() for p in self.network().parameters() if p.requires_grad]
-        values["theta_norm"] = float(torch.stack(norms).norm())
-        for hook in recording.hooks:
-            values |= hook(self.network())
-        after = None if self.stop_epoch is None else self.epoch - self.stop_epoch
-        self.records.append(Record(self.epoch, after, values))
-
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint."""
-        averaged = self.network() is not self.model
-        state: dict[str, Any] = {
-            "optimiser": self.optimiser.state_dict(),
-            "kind": type(self.optimiser).__name__,
-            "stream": self.stream.state(),
-            "random": _random_state(self._device),
-            "iterate": dict(self.model.state_dict()) if averaged else None,
-            "averaged": self.averaged,
-            "average_state": dict(self.average.state_dict()) if self.average is not None else None,
-            "stop_epoch": self.stop_epoch,
-            "reason": self.reason,
-            "records": [asdict(record) for record in self.records],
-        }
-        save_checkpoint(folder, self.epoch, self.network().state_dict(), state)
-
-    def restore(self, checkpoint: Path) -> None:
-        """Go to where the run was when it wrote a checkpoint."""
-        weights, state = load_checkpoint(checkpoint)
-        if state["kind"] != type(self.optimiser).__name__ or (
-            (state["average_state"] is None) != (self.average is None)
-        ):
-            raise InputError(
-                f"the checkpoint {checkpoint} is of another training: it used {state['kind']}, "
-                f"{'without' if state['average_state'] is None else 'with'} averaging"
-            )
-        try:
-            self.model.load_state_dict(state["iterate"] or weights)
-            if self.average is not None:
-                self.average.load_state_dict(state["average_state"])
-            self.optimiser.load_state_dict(state["optimiser"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise InputError(
-                f"the checkpoint {checkpoint} is of another training: {error}"
-            ) from error
-        self.stream.restore(state["stream"])
-        _set_random_state(self._device, state["random"])
-        self.averaged, self.stop_epoch = state["averaged"], state["stop_epoch"]
-        self.reason = state["reason"]
-        self.records = [Record(**record) for record in state["records"]]
-
-    @property
-    def _attacked(self) -> bool:
-        return "attack" in self.trained_on
-
-    def _next_loss(self) -> Any:  # torch declares a closure that returns float, and takes a tensor
-        if self._pass % self._passes == 0:
-            self._batch = [(x.to(self._device), y.to(self._device)) for x, y in self.stream.take()]
-        self._pass += 1
-        self.optimiser.zero_grad()
-        if len(self._batch) == 1:
-            ((x, y),) = self._batch
-            value = self.loss(self.model(x), y)
-            value.backward()
-            return value.detach()
-        rows = sum(len(y) for _, y in self._batch)
-        total = torch.zeros((), device=self._device)
-        for x, y in self._batch:
-            part = self.loss(self.model(x), y) * (len(y) / rows)
-            part.backward()
-            total = total + part.detach()
-        return total
+def _result(run: Run) -> FitResult:
+    train = run.on_train()
+    what = (
+        f"{train.errors} of {train.rows} training rows still wrong"
+        if train.errors
+        else f"training loss still {train.loss:.4g}"
+    )
+    return FitResult(
+        run.stop_epoch is not None and not run.diverged,
+        run.epoch,
+        train.errors,
+        run.errors_on(run.attack),
+        run.reason or f"{what} after {run.epoch} epochs",
+        run.diverged,
+        run.stop_epoch,
+        tuple(run.records),
+    )
 
 
 def _happen(
-    run: _Run,
+    run: Run,
     recording: Recording | None,
     interventions: Sequence[Intervention],
     previous: int,
@@ -395,7 +233,7 @@ def _happen(
         run.record(recording)
 
 
-def _last(run: _Run, max_epochs: int, overtrain: int) -> bool:
+def _last(run: Run, max_epochs: int, overtrain: int) -> bool:
     end = max_epochs if run.stop_epoch is None else run.stop_epoch + overtrain
     return run.epoch >= end
 
@@ -416,25 +254,3 @@ def _source(train: Rows, attack: Rows | None, batch_size: int | None) -> BatchSo
             f"most {len(labels)}, or None for all rows at every step"
         )
     return shuffled(inputs, labels, batch_size or rows_per_piece(inputs))
-
-
-@contextmanager
-def _own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
-    """Torch's global generators, which dropout draws from, seeded inside and put back after."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_random_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
