@@ -6,8 +6,10 @@ import torch
 from safetensors.torch import load_file
 
 from planimeter.study import load_study, trials_of
-from planimeter.study.spec import DataSpec, PriorSpec
-from planimeter.study.training_spec import SGDSpec, TrainingSpec
+from planimeter.study.data_spec import DataSpec
+from planimeter.study.optimiser_spec import SGDSpec
+from planimeter.study.spec import PriorSpec
+from planimeter.study.training_spec import TrainingSpec
 from planimeter.study.trial import run_trial
 from planimeter.training.stream import BatchStream
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -12,46 +11,34 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
-from planimeter.errors import InputError
+from planimeter.errors import InputError, suggestion
 from planimeter.flatness import MEASURES
 from planimeter.study.data_spec import DataSpec
 from planimeter.study.model_spec import ModelSpec
-from planimeter.study.training_spec import OptimiserSpec, TrainingSpec
+from planimeter.study.optimiser_spec import OptimiserSpec
+from planimeter.study.section import Section
+from planimeter.study.training_spec import TrainingSpec
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class GridSpec(_Spec):
+class GridSpec(Section):
     """Every optimiser with every attack-set size, several times with other seeds.
 
     `weight_decay`, if given, replaces that of every optimiser: the grid has its values as well.
     """
 
+    added = frozenset({"weight_decay"})
     optimisers: tuple[OptimiserSpec, ...] = Field(min_length=1)
     attack: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     repetitions: int = Field(ge=1)
     weight_decay: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
         default=None, min_length=1
     )
-
-    @model_serializer(mode="wrap")
-    def _without_unused(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Grids without weight decays are stored as they were when there were none."""
-        plain = serialise(self)
-        if self.weight_decay is None:
-            del plain["weight_decay"]
-        return plain
 
     @model_validator(mode="after")
     def _distinct(self) -> GridSpec:
@@ -69,7 +56,7 @@ class GridSpec(_Spec):
         return self
 
 
-class PriorSpec(_Spec):
+class PriorSpec(Section):
     """log P(f), under one or several noise conventions; the first is the one that figures show.
 
     Without any, log P(f) is not computed; `prior: null` says the same.
@@ -80,14 +67,14 @@ class PriorSpec(_Spec):
     runs: int = Field(default=8, ge=2)
 
 
-class StatisticsSpec(_Spec):
+class StatisticsSpec(Section):
     """Bootstrap of the correlations."""
 
     bootstrap: int = Field(default=2000, ge=100)
     confidence: float = Field(default=0.95, gt=0, lt=1)
 
 
-class Study(_Spec):
+class Study(Section):
     """A whole study."""
 
     title: str
@@ -96,7 +83,7 @@ class Study(_Spec):
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     grid: GridSpec
-    measures: dict[str, dict[str, Any]] = {}
+    measures: dict[str, dict[str, Any]] = Field(default_factory=dict)
     prior: PriorSpec = PriorSpec()
     statistics: StatisticsSpec = StatisticsSpec()
     figures: tuple[str, ...] = ("log_prior",)
@@ -179,7 +166,7 @@ def load_study(reference: str) -> Study:
         return parse_study(path.read_text(encoding="utf-8"), str(path))
     raise InputError(
         f"no study {reference!r}: pass a .yaml file or one of {', '.join(built_in)}"
-        + _suggestion(reference, built_in)
+        + suggestion(reference, built_in)
     )
 
 
@@ -206,7 +193,7 @@ def _explain(error: ValidationError, tree: yaml.Node | None, origin: str) -> str
     key = ".".join(str(p) for p in path) or "the study"
     where = f"{origin}, line {_line(tree, path)}"
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}{_suggestion(str(path[-1]), siblings)}"
+        return f"{where}: unknown key {key!r}{suggestion(str(path[-1]), siblings)}"
     if first["type"] == "missing":
         return f"{where}: key {key!r} is missing"
     if first["type"] == "union_tag_not_found":
@@ -215,10 +202,10 @@ def _explain(error: ValidationError, tree: yaml.Node | None, origin: str) -> str
     known = re.findall(r"'([^']+)'", str(first.get("ctx", {}).get("expected_tags", "")))
     if first["type"] == "union_tag_invalid":
         what, tag = ("schedule" if "schedule" in path else "optimiser"), str(first["ctx"]["tag"])
-        return f"{where}: no {what} {tag!r}; there are {', '.join(known)}{_suggestion(tag, known)}"
+        return f"{where}: no {what} {tag!r}; there are {', '.join(known)}{suggestion(tag, known)}"
     shown = "" if isinstance(given, dict | list | BaseModel) else f" (got {given!r})"
     if first["type"] == "literal_error":
-        shown += _suggestion(str(given), re.findall(r"'([^']+)'", message))
+        shown += suggestion(str(given), re.findall(r"'([^']+)'", message))
     return f"{where}: {key}: {message}{shown}"
 
 
@@ -256,15 +243,10 @@ def _specs_in(annotation: Any) -> list[Any]:
     return [spec for part in get_args(annotation) for spec in _specs_in(part)]
 
 
-def _suggestion(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _one_of(what: str, name: str, known: Any, result: Any) -> Any:
     if name not in known:
         raise ValueError(
-            f"no {what} {name!r}; there are {', '.join(known)}{_suggestion(name, known)}"
+            f"no {what} {name!r}; there are {', '.join(known)}{suggestion(name, known)}"
         )
     return result
 

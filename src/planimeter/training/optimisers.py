@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planimeter.errors import InputError
+from planimeter.errors import InputError, suggestion
 from planimeter.training.entropy_sgd import EntropySGD
 from planimeter.training.padam import Padam
 from planimeter.training.sam import SAM
@@ -51,14 +50,15 @@ def make_optimiser(
     """
     if name not in OPTIMISERS:
         raise InputError(
-            f"no optimiser {name!r}; there are {', '.join(OPTIMISERS)}{_near(name, OPTIMISERS)}"
+            f"no optimiser {name!r}; there are {', '.join(OPTIMISERS)}"
+            f"{suggestion(name, OPTIMISERS)}"
         )
     known = [p for p in inspect.signature(OPTIMISERS[name]).parameters if p != "params"]
     for setting in settings:
         if setting not in known:
             raise InputError(
                 f"optimiser {name} has no setting {setting!r}; there are {', '.join(known)}"
-                f"{_near(setting, known)}"
+                f"{suggestion(setting, known)}"
             )
     if "seed" in known:
         settings = settings | {"seed": seed}
@@ -68,8 +68,3 @@ def make_optimiser(
         raise
     except (TypeError, ValueError) as error:
         raise InputError(f"optimiser {name}: {error}") from error
-
-
-def _near(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
