@@ -260,6 +260,14 @@ def test_divergence_comes_with_its_epoch():
     assert result.reason == "the loss became nan"
 
 
+def test_a_last_step_into_nowhere_is_divergence_too():
+    schedule = steps(1, 1e30)  # the first epoch is sound, the second one's steps are not
+    result = fitted(network(norm=False), stop=after_epochs(2), schedule=schedule, batch_size=40)
+    assert result.diverged
+    assert not result.converged
+    assert result.epochs == 2
+
+
 @pytest.mark.parametrize("name", ["gradient_descent", "sam"])
 def test_full_batches_in_pieces_are_full_batches(name, monkeypatch):
     ends = []

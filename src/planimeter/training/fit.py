@@ -201,6 +201,8 @@ def fit_to_zero_error(
 
 def _result(run: Run) -> FitResult:
     train = run.on_train()
+    if not math.isfinite(train.loss) and not run.diverged:  # by the very last step
+        run.reason, run.diverged = f"the loss became {train.loss}", True
     what = (
         f"{train.errors} of {train.rows} training rows still wrong"
         if train.errors

@@ -63,7 +63,10 @@ class Recording:
 
 @dataclass(frozen=True)
 class Intervention:
-    """A change of the network at some epochs, made before what is recorded there."""
+    """A change of the network at some epochs, made before what is recorded there.
+
+    Where weights are averaged it is the iterate that is changed, not the average.
+    """
 
     at: Timetable
     change: Callable[[nn.Module], None]
