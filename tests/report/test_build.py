@@ -121,10 +121,8 @@ def test_diverged_trials_are_named_with_their_epoch(small_study, tmp_path):
         store.add(trials[0], {"fit": wild["fit"], "measures": {}, "log_prior": []})
     built = build_report(store)
     (warning,) = built.warnings
-    assert (
-        f"1 of 12 trials diverged, the loss became infinite or NaN, and are left out: {trials[0].label} (epoch 7)"
-        in warning
-    )  # noqa: E501
+    assert "1 of 12 trials diverged, the loss became infinite or NaN, and are left out" in warning
+    assert f"{trials[0].label} (epoch 7)" in warning
     assert "(diverged)" in built.html.read_text()
 
 

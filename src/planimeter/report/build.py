@@ -13,6 +13,7 @@ import yaml
 from planimeter.errors import InputError
 from planimeter.estimate import format_with_error
 from planimeter.report.figures import OPTIMISER_LABELS, interactive_figure, printed_figure
+from planimeter.report.over_time import curves, interactive_curves, printed_curves
 from planimeter.report.table import (
     CorrelationRow,
     DecayRow,
@@ -31,6 +32,7 @@ class Report:
     Arguments:
         html: the report.
         png: its figure.
+        over_time: the figure of what was recorded during training; None if nothing was.
         rows: the correlation table.
         decays: what each weight decay does, where the grid has several.
         warnings: what a reader must know: trials missing, not converged, or not trusted.
@@ -38,6 +40,7 @@ class Report:
 
     html: Path
     png: Path
+    over_time: Path | None
     rows: list[CorrelationRow]
     decays: list[DecayRow]
     warnings: list[str]
@@ -61,6 +64,11 @@ def build_report(store: Store) -> Report:
     figure = interactive_figure(study, records, rows).to_html(
         full_html=False, include_plotlyjs=True, config={"displaylogo": False, "responsive": True}
     )
+    recorded, over_time, drawn = curves(study, records), None, ""
+    if recorded:
+        over_time = store.folder / "over-time.png"
+        printed_curves(recorded, over_time)
+        drawn = interactive_curves(recorded).to_html(full_html=False, include_plotlyjs=False)
     template = (resources.files("planimeter") / "report" / "report.html.j2").read_text("utf-8")
     page = jinja2.Environment(autoescape=True).from_string(template)
     html.write_text(
@@ -68,6 +76,7 @@ def build_report(store: Store) -> Report:
             study=study,
             reference=reference,
             figure=figure,
+            over_time=drawn,
             rows=rows,
             decays=decays,
             format=format_with_error,
@@ -81,7 +90,7 @@ def build_report(store: Store) -> Report:
         ),
         encoding="utf-8",
     )
-    return Report(html, png, rows, decays, warnings)
+    return Report(html, png, over_time, rows, decays, warnings)
 
 
 def _goal(study: Study) -> tuple[str, str, str]:
