@@ -1,6 +1,7 @@
 """Every command as a user runs it: results, JSON, and one clear sentence for wrong input."""
 
 import json
+import math
 import re
 import sys
 
@@ -46,6 +47,11 @@ def user(tmp_path):
         "def broken():\n    raise RuntimeError('boom')\n"
         "def tanh():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2), "
         "torch.nn.Tanh(), torch.nn.Linear(2, 1))\n"
+        "def normed():\n    return torch.nn.Sequential(torch.nn.Flatten(), "
+        "torch.nn.Linear(64, 32), "
+        "torch.nn.BatchNorm1d(32), torch.nn.ReLU(), torch.nn.Linear(32, 1))\n"
+        "def constant():\n    net = fcn()\n    torch.nn.init.zeros_(net[-1].weight)\n"
+        "    torch.nn.init.ones_(net[-1].bias)\n    return net\n"
     )
     state = fully_connected(64, [10], seed=3).state_dict()
     torch.save(state, tmp_path / "good.pt")
@@ -143,6 +149,33 @@ def test_prior(user, planimeter):
     assert "noise 1" in text
 
 
+def test_prior_of_a_network_that_fits_has_bounds(user, planimeter):
+    """With this seed, S has no 9, so a constant fits it; E has some."""
+    arguments = ["prior", "mynets:constant", "--train", "12", "--test", "20", "--seed", "3"]
+    code, text, _ = planimeter(*arguments, "--positive", "0,1,2,3,4,5,6,7,8", "--json", cwd=user)
+    content = json.loads(text)
+    assert code == 0
+    assert content["train_error"] == 0
+    prior, evidence = content["log_prior"]["value"], content["log_evidence"]["value"]
+    assert prior < evidence < 0
+    assert content["log_posterior"]["value"] == pytest.approx(prior - evidence, abs=1e-9)
+    bound = content["bounds"]["bound for f"]
+    assert bound["value"] == pytest.approx((-prior + math.log(20)) / 12, rel=1e-12)
+    assert set(content["bounds"]) == {"bound for f", "bound for P(f|S)"}
+
+
+def test_prior_on_a_measured_kernel(user, planimeter):
+    arguments = ["prior", "mynets:normed", "--kernel", "empirical", "--networks", "20"]
+    code, text, _ = planimeter(*arguments, "--train", "30", "--test", "10", "--json", cwd=user)
+    content = json.loads(text)
+    assert code == 0
+    assert content["kernel"] == "empirical"
+    assert content["log_prior"]["networks"] == 20
+    assert content["log_prior"]["kernel_stderr"] > 0
+    code, text, _ = planimeter(*arguments, "--train", "800", "--test", "10", cwd=user)
+    assert code == 2
+
+
 def test_lists(user, planimeter, monkeypatch):
     monkeypatch.setenv("PLANIMETER_DATA", str(user))
     _, text, _ = planimeter("data", "list", "--json", cwd=user)
@@ -199,7 +232,9 @@ def test_a_study_from_start_to_report(small_study_file, planimeter):
         (["measure", "mynets:fcn", "--batch-norm", "live"], "no BatchNorm policy 'live'"),
         (["measure", "mynets"], "not of the form module:callable"),
         (["measure", "mynets:fcn", "--loss", "hinge"], "no loss 'hinge'"),
-        (["prior", "mynets:tanh"], "'2' is Tanh"),
+        (["prior", "mynets:normed"], "BatchNorm"),
+        (["prior", "mynets:fcn", "--kernel", "exact"], "no kernel 'exact'; there are analytic"),
+        (["prior", "mynets:fcn", "--method", "mcmc"], "unknown method 'mcmc'"),
         (["prior", "mynets:ten"], "the orthant prior is binary"),
         (["prior", "mynets:fcn", "--positive", "5,x"], "no class 'x'; there are 0 to 9"),
         (["prior", "mynets:fcn", "--train", "5000"], "too few rows for 5000 training"),

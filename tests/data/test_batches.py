@@ -97,6 +97,11 @@ def test_ordered_batches_are_what_a_landscape_takes():
     torch.testing.assert_close(in_batches.gradient(), whole.gradient(), rtol=1e-5, atol=1e-7)
 
 
+def test_ordered_batches_need_rows():
+    with pytest.raises(InputError, match="a batch of 0 rows was asked for, there are 50"):
+        OrderedBatches(STORED, LABELS, 0)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -142,3 +142,18 @@ def test_what_is_not_published_says_where_it_is_from(folder):
     table = files.FileSet("toy", md5=SET.md5, members=SET.members, source="from a friend")
     with pytest.raises(InputError, match=rf"put {NAME} into {folder} \(from a friend\)"):
         fetch(table)
+
+
+def test_the_command_fetches_and_says_where(folder, mirror, monkeypatch):
+    from typer.testing import CliRunner
+
+    from planimeter.cli.data import app
+    from planimeter.data.datasets import DATASETS, DatasetInfo
+
+    toy = DatasetInfo("a toy", (1, 0), 2, lambda: None, SET)
+    monkeypatch.setitem(DATASETS, "toy", toy)
+    for _ in range(2):  # the second time, there is nothing to do
+        result = CliRunner().invoke(app, ["fetch", "toy", "--mirror", mirror[1], "--json"])
+        assert result.exit_code == 0, result.output
+        assert str(folder) in result.stdout
+    assert mirror[2].asked == [None]

@@ -77,9 +77,3 @@ def test_a_constant_column_is_only_shifted():
     result = stored.normalised(*constants("standardised", stored))[:]
     assert result[:, 0].tolist() == [0.0] * 9
     assert bool(torch.isfinite(result).all())
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_floats_are_the_same_on_a_gpu():
-    stored = StoredInputs(BYTES, 255)
-    assert torch.equal(stored.to("cuda")[:].cpu(), stored[:])

@@ -99,7 +99,8 @@ def test_tables_are_standardised_by_default():
         ("name: digits, train: 5, test: 5, normalization: none", "did you mean 'normalisation'"),
         ("name: digits, train: 1780, test: 10", "digits has 7 rows beside .* attack set of 10"),
         ("name: boolean, train: 60, test: 60", "boolean has 8 rows beside"),
-        ("name: cifar10, train: 60000, test: 60", "cifar10 has 0 rows beside"),
+        ("name: cifar10, train: 60000, test: 60", "cifar10 has too few rows: 10000 are missing"),
+        ("name: digits, train: 5, test: 5, positive: []", "must be some, not all"),
     ],
 )
 def test_mistakes_are_named_with_their_line(data, message):

@@ -85,7 +85,7 @@ class OrderedBatches:
     batch_size: int = 1000
 
     def __post_init__(self) -> None:
-        _check_rows(self.inputs, self.labels, 1)
+        _check_rows(self.inputs, self.labels, min(self.batch_size, len(self.labels)))
 
     def __len__(self) -> int:
         """Batches a pass."""

@@ -54,16 +54,25 @@ def binary(dataset: Dataset, positive: Sequence[Class] | None = None) -> Dataset
     Raises:
         InputError: `positive` names no class, all of them, or an unknown one.
     """
-    names = dataset.class_names
     if positive is None:
         positive = default_positive(dataset.name, dataset.classes)
-    ones = class_numbers(positive, dataset.classes, names)
-    zeros = [number for number in range(dataset.classes) if number not in ones]
-    if not ones or not zeros:
+    return grouped(dataset, against_others(positive, dataset.classes, dataset.class_names))
+
+
+def against_others(
+    positive: Sequence[Class], classes: int, names: Sequence[str] = ()
+) -> tuple[list[int], list[int]]:
+    """The classes that are not positive, and those that are.
+
+    Raises:
+        InputError: as for `binary`.
+    """
+    ones = class_numbers(positive, classes, names)
+    if not 0 < len(ones) < classes:
         raise InputError(
-            f"positive classes {sorted(ones)} must be some, not all, of 0 to {dataset.classes - 1}"
+            f"positive classes {sorted(ones)} must be some, not all, of 0 to {classes - 1}"
         )
-    return grouped(dataset, [zeros, sorted(ones)])
+    return [number for number in range(classes) if number not in ones], sorted(ones)
 
 
 def default_positive(name: str, classes: int) -> tuple[int, ...]:

@@ -56,9 +56,11 @@ class StoredInputs:
 
     def raw(self, rows: slice | Sequence[int] | Int[Tensor, " k"]) -> Shaped[Tensor, "k c *size"]:
         """The rows as they are stored."""
-        if self.rows is None:
-            return self.values[rows]
-        return self.values[self.rows[rows].to(self.values.device)]
+        if isinstance(rows, Tensor):
+            rows = rows.to(self.values.device if self.rows is None else self.rows.device)
+        if self.rows is not None:
+            rows = self.rows[rows].to(self.values.device)
+        return self.values[rows]
 
     def to_floats(self, raw: Shaped[Tensor, "k c *size"]) -> Float[Tensor, "k c *size"]:
         """What stored rows stand for, on any device; a raw row is divided, then normalised."""

@@ -23,7 +23,12 @@ from pydantic import (
 
 from planimeter.data import NORMALISATIONS, WRONG_LABELS, Split, binary, grouped, load, split
 from planimeter.data.boolean import boolean_system
-from planimeter.data.classes import check_groups, class_numbers, default_positive
+from planimeter.data.classes import (
+    against_others,
+    check_groups,
+    class_numbers,
+    default_positive,
+)
 from planimeter.data.datasets import DATASETS, known
 from planimeter.errors import suggestion
 
@@ -106,7 +111,7 @@ class DataSpec(BaseModel):
                 near = suggestion(name, names)
                 raise ValueError(f"no {kind} {name!r}; there are {', '.join(names)}{near}")
         if self.positive is not None:
-            class_numbers(self.positive, info.classes, info.class_names)
+            against_others(self.positive, info.classes, info.class_names)
         elif self.classes != "all":
             check_groups([class_numbers(g, info.classes, info.class_names) for g in self.classes])
         return self

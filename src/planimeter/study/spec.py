@@ -97,10 +97,12 @@ class Study(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Study:
         available, largest = self.data.largest_attack_set(), max(self.grid.attack)
+        if available < 0:
+            raise ValueError(f"{self.data.name} has too few rows: {-available} are missing")
         if available < largest:
             raise ValueError(
-                f"{self.data.name} has {max(available, 0)} rows beside the training and test sets, "
-                f"too few for an attack set of {largest}"
+                f"{self.data.name} has {available} rows beside the training and test sets, too few "
+                f"for an attack set of {largest}"
             )
         _check_measures(self.measures)
         record = self.training.record
