@@ -48,3 +48,13 @@ def test_the_report_shows_them(store):
     page = built.html.read_text()
     assert "During training" in page
     assert "trace of the Hessian" in page
+
+
+def test_a_study_of_one_network_has_a_report(store, tmp_path):
+    study, record = store.study()[0], store.records()[0]
+    alone = Store(tmp_path / "alone")
+    with alone.writing(study, "one"):
+        alone.add(record.trial, record.result)
+    built = build_report(alone)
+    assert built.over_time.is_file()
+    assert all(row.pearson.n <= 1 for row in built.rows)

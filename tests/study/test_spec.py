@@ -41,6 +41,8 @@ def test_every_built_in_study_is_valid():
         assert load_study(name).title
     assert len(trials_of(load_study("demo"))) >= 60
     assert len(trials_of(load_study("zhang2021/fig3-mnist"))) == 55
+    assert len(trials_of(load_study("granziol2020/regularisation"))) == 15
+    assert load_study("zhang2021/fig5").training.overtrain == 1000
 
 
 @pytest.mark.parametrize(
