@@ -5,12 +5,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from planimeter.study import load_study, trials_of
+from planimeter.study import Study, load_study, trials_of
 from planimeter.study.data_spec import DataSpec
 from planimeter.study.optimiser_spec import SGDSpec
 from planimeter.study.spec import PriorSpec
 from planimeter.study.training_spec import TrainingSpec
 from planimeter.study.trial import run_trial
+from planimeter.training import OPTIMISERS
 from planimeter.training.stream import BatchStream
 
 
@@ -142,3 +143,14 @@ def test_augmented_batches_are_for_training_only(small_study):
     one, again, other = (run_trial(trials_of(s)[0]) for s in (study, study, plain))
     assert one["train_loss"] == again["train_loss"] != other["train_loss"]
     assert one["train_error"] == one["fit"]["train_errors"] / 30
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_trial_runs_with_every_optimiser(small_study, name):
+    grid = {"optimisers": [{"name": name, "lr": 0.01}], "attack": [10], "repetitions": 1}
+    training = {"batch_size": 16, "max_epochs": 3, "stop": "epochs", "averaging": {"start": 2}}
+    plain = small_study.model_dump(mode="json") | {"grid": grid, "training": training}
+    result = run_trial(trials_of(Study.model_validate(plain))[0])
+    assert result["fit"]["converged"]
+    assert result["fit"]["epochs"] >= 3
+    assert result["train_error"] == result["fit"]["train_errors"] / 30
