@@ -10,7 +10,7 @@ With the gradient :math:`g_t` (plus :math:`w \theta` where weight decay is coupl
           \frac{m_t}{(\sqrt{\hat v_t} + \epsilon)^{2p}}.
 
 p = 1/2 is AMSGrad, p = 0 momentum. Here :math:`\epsilon` stands beside :math:`\sqrt{\hat v_t}`
-before the bias correction, as in the authors' code; `torch.optim.Adam(amsgrad=True)` adds it
+before the bias correction, as in a public implementation; `torch.optim.Adam(amsgrad=True)` adds it
 after, so the two agree where :math:`\epsilon` does not matter, and exactly at 0.
 
 Source: Chen et al. 2020 (arXiv 1806.06763), Algorithm 1; bias correction and epsilon as in their
