@@ -27,8 +27,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from planimeter.prior import fully_connected_kernel, log_prior, log_priors
-from planimeter.prior.expectation_propagation import expectation_propagation
-from planimeter.prior.log_prior import binary_signs
+from planimeter.prior.orthant.expectation_propagation import expectation_propagation
+from planimeter.prior.orthant.log_prior import binary_signs
 
 RESULTS = Path(__file__).parent / "results" / "prior"
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from planimeter.prior import boolean_inputs, sample_functions
-from planimeter.prior.packing import pack
+from planimeter.prior.sampling.packing import pack
 
 RESULTS = Path(__file__).parent / "results" / "prior"
 WIDTHS, SIGMA_W, SIGMA_B = (7, 40, 40, 1), 1.0, 0.1

@@ -42,7 +42,7 @@ from planimeter.prior import (
     nngp_kernel,
     posterior_error_bound,
 )
-from planimeter.prior.orthant_chain import METHODS
+from planimeter.prior.orthant.chain import METHODS
 
 KERNELS = ("analytic", "empirical")
 

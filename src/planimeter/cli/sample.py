@@ -20,7 +20,7 @@ from planimeter.cli.output import (
 )
 from planimeter.errors import InputError
 from planimeter.prior import FunctionCounts, boolean_inputs, sample_functions
-from planimeter.prior.sampling_file import check_sampling_path
+from planimeter.prior.sampling.sampling_file import check_sampling_path
 
 
 def sample(

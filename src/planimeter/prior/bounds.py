@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
-from planimeter.prior.log_probability import LogProbability
+from planimeter.prior.orthant.log_probability import LogProbability
 
 _COIN = 0.5
 

@@ -1,0 +1,1 @@
+"""Covariances of network outputs: in the limit of infinite width, or measured."""

@@ -1,0 +1,1 @@
+"""The probability that a Gaussian vector has given signs, which is log P(f)."""

@@ -1,0 +1,1 @@
+"""P(f) by counting what random networks compute."""
