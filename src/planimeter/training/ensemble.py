@@ -190,14 +190,13 @@ class _Run:
         suspects = [b for b in members if len(self.witnesses[b])]
         if suspects:
             rows = torch.stack([self.witnesses[b] for b in suspects])
-            wrong = self._wrong(suspects, rows).any(1).tolist()
+            wrong = self._wrong(suspects, *self.data.rows(rows)).any(1).tolist()
             still = {b for b, w in zip(suspects, wrong, strict=True) if w}
             members = [b for b in members if b not in still]
         if not members:
             return []
-        everything = torch.arange(self.data.train_rows).expand(len(members), -1)
         right = []
-        for b, wrong_rows in zip(members, self._wrong(members, everything), strict=True):
+        for b, wrong_rows in zip(members, self._wrong_on_train(members), strict=True):
             found = wrong_rows.nonzero()[:, 0]
             if len(found):
                 # All lists are of one length, so that they stack.
@@ -206,24 +205,30 @@ class _Run:
                 right.append(b)
         return right
 
-    def _wrong(self, members: list[int], rows: Int[Tensor, "k n"]) -> Tensor:
-        """(k, n) whether networks are wrong on rows."""
+    def _wrong_on_train(self, members: list[int]) -> Tensor:
+        """(k, m) whether networks are wrong on the rows of S."""
+        starts = range(0, self.data.train_rows, _ROWS_AT_ONCE)
+        ends = [min(start + _ROWS_AT_ONCE, self.data.train_rows) for start in starts]
+        parts = map(slice, starts, ends)
+        found = [self._wrong(members, *self.data.train(part, len(members))) for part in parts]
+        return torch.cat(found, 1)
+
+    def _wrong(self, members: list[int], inputs: Tensor, targets: Tensor) -> Tensor:
+        """(k, n) whether networks are wrong on rows of their own."""
         some = len(members) < len(self.models)
         parameters = [p[members] for p in self.parameters] if some else self.parameters
         fixed = [f[members] for f in self.fixed] if some else self.fixed
-        wrong = []
-        for part in rows.split(_ROWS_AT_ONCE, dim=1):
-            inputs, targets = self.data.rows(part)
-            outputs = self.stack.outputs(parameters, fixed, inputs)
-            classes = predicted_classes(outputs.flatten(0, 1)).reshape(targets.shape)
-            wrong.append(classes != targets)
-        return torch.cat(wrong, 1)
+        outputs = self.stack.outputs(parameters, fixed, inputs)
+        classes = predicted_classes(outputs.flatten(0, 1)).reshape(targets.shape)
+        return classes != targets
 
     def _result(self, b: int) -> FitResult:
         """How the training of a network ended."""
-        wrong = self._wrong([b], self.batches.members[b].rows[None])[0]
         size = self.data.train_rows
-        errors, attack_errors = int(wrong[:size].sum()), int(wrong[size:].sum())
+        errors = int(self._wrong_on_train([b]).sum())
+        attack = self.batches.members[b].rows[None, size:]
+        parts = attack.split(_ROWS_AT_ONCE, dim=1) if attack.numel() else ()
+        attack_errors = sum(int(self._wrong([b], *self.data.rows(part)).sum()) for part in parts)
         value = float(self.losses[b])
         if not math.isfinite(value):
             reason = f"the loss became {value}"

@@ -44,6 +44,7 @@ class MemberData:
             raise InputError("the training set is empty")
         self.inputs = torch.cat([inputs for inputs, _ in parts])
         self.labels = torch.cat([labels for _, labels in parts])
+        self._buffer = self.inputs[:0]
         self.members: list[Int[Tensor, " m"]] = []
         start = self.train_rows
         for attack in given:
@@ -53,13 +54,20 @@ class MemberData:
             start += size
 
     def rows(self, numbers: Int[Tensor, "B n"]) -> tuple[Float[Tensor, "B n ..."], Tensor]:
-        """Inputs and labels of rows; inputs that all networks share are not copied."""
+        """Inputs and labels of rows; the next call overwrites the inputs."""
         numbers = numbers.to(self.inputs.device)
-        if numbers.stride(0) == 0 or len(numbers) == 1:
-            inputs = self.inputs[numbers[0]]
-            return inputs.expand(len(numbers), *inputs.shape), self.labels[numbers]
-        inputs = self.inputs.index_select(0, numbers.flatten())
-        return inputs.view(*numbers.shape, *self.inputs.shape[1:]), self.labels[numbers]
+        row = self.inputs.shape[1:]
+        shape = (numbers.numel(), *row)
+        if self._buffer.shape != shape:
+            # Memory of this size is given back and fetched anew each time, at the cost of a step.
+            self._buffer = self.inputs.new_empty(shape)
+        torch.index_select(self.inputs, 0, numbers.reshape(-1), out=self._buffer)
+        return self._buffer.view(*numbers.shape, *row), self.labels[numbers]
+
+    def train(self, part: slice, networks: int) -> tuple[Float[Tensor, "B n ..."], Tensor]:
+        """Inputs and labels of rows of S, the same for every network, and not copied."""
+        inputs, labels = self.inputs[part], self.labels[part]
+        return inputs.expand(networks, *inputs.shape), labels.expand(networks, -1)
 
 
 @dataclass
