@@ -178,7 +178,7 @@ class MappedStack:
         self, model: nn.Module, names: list[str], others: list[str], loss: RowLoss
     ) -> None:
         self.model, self.names, self.others, self.loss = model, names, others, loss
-        self._outputs = torch.vmap(self._one)
+        self._outputs = torch.vmap(self.network)
         self._gradient = torch.vmap(torch.func.grad(self._loss, has_aux=True))
 
     def outputs(
@@ -205,10 +205,11 @@ class MappedStack:
     def _loss(
         self, parameters: Stacked, fixed: Stacked, inputs: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
-        outputs = self._one(parameters, fixed, inputs)
+        outputs = self.network(parameters, fixed, inputs)
         return (weights * self.loss.values(outputs, targets)).sum(), outputs
 
-    def _one(self, parameters: Stacked, fixed: Stacked, inputs: Tensor) -> Tensor:
+    def network(self, parameters: Stacked, fixed: Stacked, inputs: Tensor) -> Tensor:
+        """Outputs of one network, (n, c)."""
         state = dict(zip(self.names, parameters, strict=True))
         state |= dict(zip(self.others, fixed, strict=True))
         outputs: Any = torch.func.functional_call(self.model, state, (inputs,))
