@@ -26,10 +26,10 @@ from planimeter.losses import binary_cross_entropy, predicted_classes
 from planimeter.models.fully_connected import fully_connected
 from planimeter.prior import log_prior, nngp_kernel
 from planimeter.study.spec import DataSpec, ModelSpec, Study
-from planimeter.training import fit_to_zero_error, make_optimiser
+from planimeter.training import FitResult, fit_to_zero_error, make_optimiser
 
 # Raise this when a change of code changes the results of trials: old records then do not count.
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,33 @@ def trials_of(study: Study) -> list[Trial]:
     ]
 
 
-def run_trial(trial: Trial, weights: Path | None = None) -> dict[str, Any]:
-    """Train, measure and return the result as plain JSON values.
+@dataclass(frozen=True)
+class Start:
+    """A trial before its training: all that its seeds decide.
+
+    Arguments:
+        model: with its initial weights.
+        train, attack: S and A.
+        batch_seed: of the shuffling.
+        noise_seed: of an optimiser's noise.
+    """
+
+    model: torch.nn.Module
+    train: tuple[Tensor, Tensor]
+    attack: tuple[Tensor, Tensor]
+    batch_seed: int
+    noise_seed: int
+
+
+def start_of(trial: Trial) -> Start:
+    """The network and the data that a trial's training starts from.
 
     Seeds of the initial weights, the attack set and the shuffling come from (seed, attack size,
     repetition), so that all optimisers start from the same networks and attack sets.
 
-    Arguments:
-        trial: what to do.
-        weights: folder for the trained weights (safetensors, named by the key); None to drop them.
-
-    Returns:
-        errors, losses and norms of the trained network, `fit` (how training ended), `measures` and
-        `log_prior` (one entry a noise convention). A network that did not reach zero error is
-        measured all the same and carries `fit.converged` False.
+    Raises:
+        InputError: the attack set is larger than its pool.
     """
-    started = time.perf_counter()
     init_seed, attack_seed, batch_seed, noise_seed = (
         int(s)
         for s in np.random.SeedSequence(
@@ -109,39 +120,90 @@ def run_trial(trial: Trial, weights: Path | None = None) -> dict[str, Any]:
         sigma_b=trial.model["sigma_b"],
         seed=init_seed,
     )
-    settings = {name: value for name, value in trial.optimiser.items() if name != "name"}
-    optimiser = make_optimiser(
-        trial.optimiser["name"], model.parameters(), seed=noise_seed, **settings
-    )
-    fit = fit_to_zero_error(
+    return Start(
         model,
-        binary_cross_entropy,
-        optimiser,
         (split.train_inputs, split.train_labels),
         split.attack_set(trial.attack, attack_seed),
+        batch_seed,
+        noise_seed,
+    )
+
+
+def optimiser_settings(trial: Trial) -> dict[str, Any]:
+    """The settings of a trial's optimiser, without its name."""
+    return {name: value for name, value in trial.optimiser.items() if name != "name"}
+
+
+def run_trial(trial: Trial, weights: Path | None = None) -> dict[str, Any]:
+    """Train, measure and return the result as plain JSON values.
+
+    Arguments:
+        trial: what to do.
+        weights: folder for the trained weights (safetensors, named by the key); None to drop them.
+
+    Returns:
+        what `measure_trained` returns.
+    """
+    started = time.perf_counter()
+    start = start_of(trial)
+    optimiser = make_optimiser(
+        trial.optimiser["name"],
+        start.model.parameters(),
+        seed=start.noise_seed,
+        **optimiser_settings(trial),
+    )
+    fit = fit_to_zero_error(
+        start.model,
+        binary_cross_entropy,
+        optimiser,
+        start.train,
+        start.attack,
         batch_size=trial.training["batch_size"],
         max_epochs=trial.training["max_epochs"],
-        seed=batch_seed,
+        seed=start.batch_seed,
     )
+    return measure_trained(trial, start.model, fit, time.perf_counter() - started, weights)
+
+
+def measure_trained(
+    trial: Trial,
+    model: torch.nn.Module,
+    fit: FitResult,
+    train_seconds: float,
+    weights: Path | None = None,
+    known: dict[str, Estimate] | None = None,
+) -> dict[str, Any]:
+    """Measure a trial's trained network, and return the result as plain JSON values.
+
+    Arguments:
+        trial: what was trained.
+        model: the network.
+        fit, train_seconds: how its training ended, and how long it took.
+        weights: folder for the weights; None to drop them.
+        known: measures that were taken already.
+
+    Returns:
+        errors, losses and norms of the trained network, `fit` (how training ended), `measures` and
+        `log_prior` (one entry a noise convention). A network that did not reach zero error is
+        measured all the same and carries `fit.converged` False.
+    """
+    started = time.perf_counter()
     if weights is not None:
         _save(model, weights / f"{trial.key}.safetensors")
-    trained = time.perf_counter()
-    result: dict[str, Any] = {"fit": asdict(fit), "train_seconds": trained - started}
+    result: dict[str, Any] = {"fit": asdict(fit), "train_seconds": train_seconds}
     if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         return result | {"measures": {}, "log_prior": []}  # diverged: nothing left to measure
 
-    # No clock decides how products are computed: a trial repeats to the last bit.
-    landscape = LossLandscape(
-        model,
-        binary_cross_entropy,
-        (split.train_inputs, split.train_labels),
-        products="tape",
-    )
+    split = _split(json.dumps(trial.data, sort_keys=True))
+    landscape = landscape_of(model, (split.train_inputs, split.train_labels))
     everything = torch.cat([split.train_inputs, split.test_inputs])
     with torch.no_grad():
         function = predicted_classes(model.eval()(everything))
     test_labels = function[len(split.train_labels) :]
-    measures = measure(landscape, trial.measures, settings=trial.measures)
+    known = known or {}
+    wanted = [name for name in trial.measures if name not in known]
+    settings = {name: trial.measures[name] for name in wanted}
+    measures = known | (measure(landscape, wanted, settings=settings) if wanted else {})
     kernel = _kernel(
         json.dumps(trial.data, sort_keys=True), json.dumps(trial.model, sort_keys=True)
     )
@@ -155,10 +217,18 @@ def run_trial(trial: Trial, weights: Path | None = None) -> dict[str, Any]:
         "test_error": float((test_labels != split.test_labels).double().mean()),
         "train_loss": landscape.loss(),
         "theta_norm": float(landscape.theta.norm()),
-        "measures": {name: _repeatable(estimate) for name, estimate in measures.items()},
+        "measures": {
+            name: _repeatable(measures[name]) for name in trial.measures if name in measures
+        },
         "log_prior": [p.as_dict() for p in priors],
-        "measure_seconds": time.perf_counter() - trained,
+        "measure_seconds": time.perf_counter() - started,
     }
+
+
+def landscape_of(model: torch.nn.Module, train: tuple[Tensor, Tensor]) -> LossLandscape:
+    """The landscape in which a trained network is measured: S alone, without A."""
+    # No clock decides how products are computed: a trial repeats to the last bit.
+    return LossLandscape(model, binary_cross_entropy, train, products="tape")
 
 
 @lru_cache(maxsize=4)
