@@ -1,9 +1,9 @@
 r"""The largest eigenvalue of each of many matrices, by Lanczos recurrences side by side.
 
-The recurrence is that of `planimeter.curvature.krylov`, for B symmetric matrices that are multiplied
-together: bases of shape (m, B, P), projected matrices (B, m, m), and for each the residual
-:math:`\beta_m |s_m|` of its best Ritz pair, at which it stops for itself. Reorthogonalised fully,
-restarted thickly.
+The recurrence is that of `planimeter.curvature.krylov`, reorthogonalised and restarted in the same
+way, for B symmetric matrices that are multiplied together: bases of shape (m, B, P), projected
+matrices (B, m, m), and for each the residual :math:`\beta_m |s_m|` of its best Ritz pair, at which
+it stops for itself.
 """
 
 from __future__ import annotations

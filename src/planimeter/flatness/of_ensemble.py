@@ -27,6 +27,7 @@ from planimeter.landscape.stack import (
     Stacked,
     check_alike,
     other_names,
+    padded_rows,
     stack_of,
     stacked,
 )
@@ -73,21 +74,20 @@ def keskar_sharpness_of_ensemble(
         first = landscapes[0]
         generator = torch.Generator().manual_seed(seed)
 
+        everything = [(len(batch[1]), members.shared(*batch)) for batch in first.batches()]
+
         def full_loss() -> Float[Tensor, " B"]:
-            total, rows = torch.zeros(len(landscapes), dtype=torch.float64), 0
-            for batch in first.batches():
-                inputs, targets = members.shared(*batch)
+            total = torch.zeros(len(landscapes), dtype=torch.float64)
+            for rows, (inputs, targets, weights) in everything:
                 values = stack.loss.values(stack.outputs(point, members.fixed, inputs), targets)
-                total += values.mean(1).double().cpu() * targets.shape[1]
-                rows += targets.shape[1]
-            return total / rows
+                total += rows * (weights * values).sum(1).double().cpu()
+            return total / sum(rows for rows, _ in everything)
 
         loss = full_loss()
         best, finite, curves = loss.clone(), torch.isfinite(loss), []
         for epoch in range(epochs):
             for batch in first.minibatches(batch_size, generator):
-                inputs, targets = members.shared(*batch)
-                weights = torch.full(targets.shape, 1 / targets.shape[1]).to(inputs)
+                inputs, targets, weights = members.shared(*batch)
                 outputs = stack.gradient(point, members.fixed, inputs, targets, weights, slope)
                 finite &= torch.isfinite(stack.loss.values(outputs, targets).sum(1)).cpu()
                 torch._foreach_add_(z, slope, alpha=learning_rate)
@@ -157,9 +157,9 @@ def rangamani_of_ensemble(
 
     Source: rangamani2019.
     """
-    roots = torch.stack([block_norms(landscape) for landscape in landscapes])
     with ExitStack() as modes:
         members = _Members(landscapes, modes)
+        roots = torch.stack([block_norms(landscape) for landscape in landscapes])
         product, scale = members.hessian_product(), roots.to(members.parameters[0])
 
         def scaled(v: Float[Tensor, "B P"]) -> Float[Tensor, "B P"]:
@@ -192,9 +192,19 @@ class _Members:
         assert first.data.tensors is not None
         self.row = first.data.tensors[0].shape[1:]
 
-    def shared(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """A batch that all networks see."""
-        return inputs.expand(self.count, *inputs.shape), targets.expand(self.count, *targets.shape)
+    def shared(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch that all networks see, padded, and the weights of its rows."""
+        rows = len(targets)
+        weights = torch.zeros(padded_rows(rows), dtype=self.first.dtype, device=inputs.device)
+        weights[:rows] = 1 / rows
+        if len(weights) > rows:
+            chosen = torch.arange(len(weights), device=inputs.device).clamp_max(rows - 1)
+            inputs, targets = inputs[chosen], targets[chosen]
+        return (
+            inputs.expand(self.count, *inputs.shape),
+            targets.expand(self.count, *targets.shape),
+            weights.expand(self.count, -1),
+        )
 
     def hessian_product(self) -> Callable[[Float[Tensor, "B P"]], Float[Tensor, "B P"]]:
         """Every network's Hessian times its own vector, recorded once."""

@@ -30,6 +30,8 @@ from planimeter.errors import InputError
 from planimeter.landscape.modes import batch_norms, has_dropout
 from planimeter.losses import Loss, RowLoss, row_loss
 
+_ROWS_IN_REGISTERS = 32  # float32, two registers of 64 bytes at a time
+
 Stacked = list[Tensor]
 """One tensor a parameter, each with the networks along its first dimension."""
 
@@ -82,6 +84,15 @@ def other_names(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Parameters and buffers of a model that are not among the names."""
     state = [name for name, _ in [*model.named_parameters(), *model.named_buffers()]]
     return [name for name in state if name not in names]
+
+
+def padded_rows(rows: int) -> int:
+    """The rows to compute for so many that count, the others with weight zero.
+
+    Exponentials of what does not fill the vector registers at the end of a tensor are rounded in
+    another way: in whole registers, a network's place in the stack makes no difference.
+    """
+    return -(-rows // _ROWS_IN_REGISTERS) * _ROWS_IN_REGISTERS
 
 
 def check_alike(models: Sequence[nn.Module]) -> None:

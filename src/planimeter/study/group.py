@@ -110,9 +110,7 @@ def train_group(trials: list[Trial]) -> list[Trained | Exception]:
         rows = [len(start.train[1]) + len(start.attack[1]) for start in begun]
         work = [fit.epochs * n for fit, n in zip(fits, rows, strict=True)]
         known = _shared_measures(first, begun)
-        for place, start, fit, own, measures in zip(
-            places, begun, fits, work, known, strict=True
-        ):
+        for place, start, fit, own, measures in zip(places, begun, fits, work, known, strict=True):
             share = seconds * own / sum(work)
             results[place] = Trained(dict(start.model.state_dict()), fit, share, measures)
     return [results[place] for place in range(len(trials))]

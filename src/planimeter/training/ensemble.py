@@ -168,9 +168,7 @@ class _Run:
     def look(self) -> list[tuple[int, FitResult]]:
         """At the networks that ended an epoch: those that are done leave the stack."""
         lengths = self.batches.lengths
-        ended = [
-            b for b, n in enumerate(lengths) if self.consumed >= (self.epochs[b] + 1) * n
-        ]
+        ended = [b for b, n in enumerate(lengths) if self.consumed >= (self.epochs[b] + 1) * n]
         for b in ended:
             self.epochs[b] = self.consumed // lengths[b]
         self.longest = max(self.longest, *(self.epochs[b] for b in ended))

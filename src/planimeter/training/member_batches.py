@@ -14,12 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from planimeter.errors import InputError
+from planimeter.landscape.stack import padded_rows
 
 Rows = tuple[Tensor, Tensor]
-
-# Widths are multiples of this where batches are whole sets, so that small differences between the
-# sizes of a stack's sets do not change the blocks, and so the rounding, of matrix products.
-_ROUND = 32
 
 
 class MemberData:
@@ -112,8 +109,7 @@ class MemberBatches:
         self, data: MemberData, members: Sequence[tuple[int, int]], batch_size: int | None
     ) -> None:
         largest = max(len(data.members[b]) for b, _ in members)
-        whole = -(-largest // _ROUND) * _ROUND
-        self.width = whole if batch_size is None else min(batch_size, whole)
+        self.width = padded_rows(min(batch_size or largest, largest))
         dtype, device = data.inputs.dtype, data.inputs.device
         self.members = [
             _member(data.members[b], self.width, batch_size, seed, dtype) for b, seed in members
@@ -157,7 +153,7 @@ class MemberBatches:
 def _member(
     rows: Tensor, width: int, batch_size: int | None, seed: int, dtype: torch.dtype
 ) -> Member:
-    sizes = [len(part) for part in rows.split(min(batch_size or len(rows), width))]
+    sizes = [len(part) for part in rows.split(batch_size or len(rows))]
     weights = torch.zeros(len(sizes), width, dtype=dtype)
     for batch, size in enumerate(sizes):
         weights[batch, :size] = 1 / size

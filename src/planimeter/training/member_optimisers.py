@@ -34,8 +34,8 @@ from planimeter.training.optimisers import make_optimiser
 Settings = dict[str, Any]
 
 _ELEMENTWISE = (SGD, Adam, AdamW, Adagrad, RMSprop, Adadelta, Adamax, NAdam, RAdam, EntropySGD)
-_FUSED = (SGD, Adam, AdamW)
-_FUSED_ON_CPU = (Adagrad,)
+_FUSED = (Adam, AdamW, Adagrad)
+_REGISTER = 64  # bytes of the widest vector registers
 
 
 def stackable(optimiser: Optimizer) -> bool:
@@ -67,14 +67,13 @@ class MemberOptimiser:
         parameters: list[Tensor],
         gradients: list[Tensor],
     ) -> None:
-        self.counts = [len(list(same)) for _, same in groupby(settings)]
         parts: list[Optimizer] = []
         start = 0
-        for count in self.counts:
-            part = slice(start, start + count)
-            slices = _slices(parameters, gradients, part)
-            parts.append(_make(name, slices, settings[start], noise_seeds[part]))
-            start += count
+        for _, same in groupby(settings):
+            stop = start + len(list(same))
+            seeds = noise_seeds[start:stop]
+            parts.append(_make(name, (start, stop), settings[start], seeds, parameters, gradients))
+            start = stop
         self.optimiser = parts[0]
         for other in parts[1:]:
             self.optimiser.param_groups += other.param_groups
@@ -92,13 +91,15 @@ class MemberOptimiser:
     def keep(self, kept: Sequence[int], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         """Go on with some of the networks, whose tensors are now these."""
         state: Any = defaultdict(dict)
-        old_start, start, counts, groups = 0, 0, [], []
-        for group, count in zip(self.optimiser.param_groups, self.counts, strict=True):
-            own = [k - old_start for k in kept if old_start <= k < old_start + count]
-            old_start += count
-            if not own:
+        groups = []
+        for group in self.optimiser.param_groups:
+            start, stop = group["networks"]
+            places = [place for place, k in enumerate(kept) if start <= k < stop]
+            if not places:
                 continue
-            slices = _slices(parameters, gradients, slice(start, start + len(own)))
+            own = [kept[place] - start for place in places]
+            group["networks"] = places[0], places[-1] + 1
+            slices = _slices(group, parameters, gradients)
             for old, new in zip(group["params"], slices, strict=True):
                 for key, value in self.optimiser.state.get(old, {}).items():
                     whole = isinstance(value, Tensor) and value.shape == old.shape
@@ -107,11 +108,8 @@ class MemberOptimiser:
             if "generators" in group:
                 group["generators"] = [group["generators"][k] for k in own]
             groups.append(group)
-            counts.append(len(own))
-            start += len(own)
         self.optimiser.param_groups[:] = groups
         self.optimiser.state = state
-        self.counts = counts
 
 
 class _StackedEntropySGD(EntropySGD):
@@ -133,10 +131,15 @@ class _StackedEntropySGD(EntropySGD):
 
 def _make(
     name: str | Callable[..., Optimizer],
-    slices: list[Tensor],
+    networks: tuple[int, int],
     settings: Settings,
     noise_seeds: Sequence[int],
+    parameters: list[Tensor],
+    gradients: list[Tensor],
 ) -> Optimizer:
+    """An optimiser of networks with the same settings, the first and the one after the last."""
+    group: dict[str, Any] = {"networks": networks, "tensors": range(len(parameters))}
+    slices = _slices(group, parameters, gradients)
     one = (
         make_optimiser(name, slices, seed=noise_seeds[0], **settings)
         if isinstance(name, str)
@@ -148,22 +151,41 @@ def _make(
             f"networks one by one"
         )
     if type(one) is EntropySGD:
-        return _StackedEntropySGD(slices, seeds=noise_seeds, **settings)
-    on_cpu = slices[0].device.type == "cpu"
-    fused = type(one) in _FUSED or (on_cpu and type(one) in _FUSED_ON_CPU)
-    for group in one.param_groups:
-        if fused and not group.get("differentiable"):
-            group["fused"], group["foreach"] = True, False
-        elif "foreach" in group:
-            group["foreach"] = True
+        one = _StackedEntropySGD(slices, seeds=noise_seeds, **settings)
+    one.param_groups[0] |= group
+    if "foreach" in one.param_groups[0]:
+        one.param_groups[0]["foreach"] = True
+    if type(one) in _FUSED:
+        _fuse(one)
     return one
 
 
-def _slices(parameters: list[Tensor], gradients: list[Tensor], part: slice) -> list[Tensor]:
-    """Some networks of every tensor, with their gradients."""
-    slices = [p[part] for p in parameters]
-    for own, gradient in zip(slices, gradients, strict=True):
-        own.grad = gradient[part]
+def _fuse(optimiser: Optimizer) -> None:
+    """Have torch's fused kernels, three times as fast, do what they do the same in every company.
+
+    What does not fill a vector register at the end of a tensor is rounded in another way, so a
+    number's place in the stack would count: such tensors, biases mostly, keep the usual kernels.
+    """
+    (group,) = optimiser.param_groups
+    params, tensors = group["params"], group["tensors"]
+    fits = [p[0].numel() * p.element_size() % _REGISTER == 0 for p in params]
+    if params[0].device.type != "cpu" or group.get("differentiable"):
+        return
+    parts = []
+    for fused in (True, False):
+        own = [i for i, fit in enumerate(fits) if fit == fused]
+        if own:
+            part = group | {"params": [params[i] for i in own], "fused": fused}
+            parts.append(part | {"tensors": [tensors[i] for i in own], "foreach": not fused})
+    optimiser.param_groups[:] = parts
+
+
+def _slices(
+    group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]
+) -> list[Tensor]:
+    """A group's networks of its tensors, with their gradients."""
+    part = slice(*group["networks"])
+    slices = [parameters[i][part] for i in group["tensors"]]
+    for own, i in zip(slices, group["tensors"], strict=True):
+        own.grad = gradients[i][part]
     return slices
-
-
