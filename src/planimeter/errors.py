@@ -1,5 +1,10 @@
 """The one exception for input that a user can mend."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """Something that was passed in is wrong; the message names the value and the way out.
@@ -14,3 +19,9 @@ class MeasurementWarning(UserWarning):
 
 class NotApplicableError(InputError):
     """A measure has no meaning for this network or loss; the message says why."""
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown word: `; did you mean 'digits'?`, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

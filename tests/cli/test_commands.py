@@ -1,6 +1,7 @@
 """Every command as a user runs it: results, JSON, and one clear sentence for wrong input."""
 
 import json
+import math
 import re
 import sys
 
@@ -8,7 +9,6 @@ import pytest
 import torch
 
 from planimeter.cli import app, main
-from planimeter.data import DATASETS
 from planimeter.models.fully_connected import fully_connected
 
 COMMANDS = [[], ["demo"], ["measure"], ["audit"], ["slice"], ["prior"], ["study"], ["data"]] + [
@@ -47,6 +47,11 @@ def user(tmp_path):
         "def broken():\n    raise RuntimeError('boom')\n"
         "def tanh():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2), "
         "torch.nn.Tanh(), torch.nn.Linear(2, 1))\n"
+        "def normed():\n    return torch.nn.Sequential(torch.nn.Flatten(), "
+        "torch.nn.Linear(64, 32), "
+        "torch.nn.BatchNorm1d(32), torch.nn.ReLU(), torch.nn.Linear(32, 1))\n"
+        "def constant():\n    net = fcn()\n    torch.nn.init.zeros_(net[-1].weight)\n"
+        "    torch.nn.init.ones_(net[-1].bias)\n    return net\n"
     )
     state = fully_connected(64, [10], seed=3).state_dict()
     torch.save(state, tmp_path / "good.pt")
@@ -144,11 +149,44 @@ def test_prior(user, planimeter):
     assert "noise 1" in text
 
 
+def test_prior_of_a_network_that_fits_has_bounds(user, planimeter):
+    """With this seed, S has no 9, so a constant fits it; E has some."""
+    arguments = ["prior", "mynets:constant", "--train", "12", "--test", "20", "--seed", "3"]
+    code, text, _ = planimeter(*arguments, "--positive", "0,1,2,3,4,5,6,7,8", "--json", cwd=user)
+    content = json.loads(text)
+    assert code == 0
+    assert content["train_error"] == 0
+    prior, evidence = content["log_prior"]["value"], content["log_evidence"]["value"]
+    assert prior < evidence < 0
+    assert content["log_posterior"]["value"] == pytest.approx(prior - evidence, abs=1e-9)
+    bound = content["bounds"]["bound for f"]
+    assert bound["value"] == pytest.approx((-prior + math.log(20)) / 12, rel=1e-12)
+    assert set(content["bounds"]) == {"bound for f", "bound for P(f|S)"}
+
+
+def test_prior_on_a_measured_kernel(user, planimeter):
+    arguments = ["prior", "mynets:normed", "--kernel", "empirical", "--networks", "20"]
+    code, text, _ = planimeter(*arguments, "--train", "30", "--test", "10", "--json", cwd=user)
+    content = json.loads(text)
+    assert code == 0
+    assert content["kernel"] == "empirical"
+    assert content["log_prior"]["networks"] == 20
+    assert content["log_prior"]["kernel_stderr"] > 0
+    code, text, _ = planimeter(*arguments, "--train", "800", "--test", "10", cwd=user)
+    assert code == 2
+
+
 def test_lists(user, planimeter, monkeypatch):
     monkeypatch.setenv("PLANIMETER_DATA", str(user))
     _, text, _ = planimeter("data", "list", "--json", cwd=user)
-    ready = {entry["name"]: entry["ready"] for entry in json.loads(text)["data"]}
-    assert ready == {"digits": True, "mnist": False, "cifar10": False}
+    data = {entry["name"]: entry for entry in json.loads(text)["data"]}
+    assert {name for name, entry in data.items() if entry["ready"]} >= {"digits", "boolean"}
+    assert not data["mnist"]["ready"]
+    assert data["mnist"]["rows"] == [60000, 10000]
+    assert data["mnist"]["where"] == "missing: run `planimeter data fetch mnist`"
+    assert f"put sonar.csv into {user}/uci (from" in data["sonar"]["where"]
+    _, text, _ = planimeter("data", "list", cwd=user)
+    assert re.search(r"cifar10 +50,000 \+ *10,000", re.sub(r"\s+", " ", text))
     _, text, _ = planimeter("study", "list", "--json", cwd=user)
     assert {"demo", "zhang2021/fig3-mnist"} <= {entry["id"] for entry in json.loads(text)}
 
@@ -194,9 +232,11 @@ def test_a_study_from_start_to_report(small_study_file, planimeter):
         (["measure", "mynets:fcn", "--batch-norm", "live"], "no BatchNorm policy 'live'"),
         (["measure", "mynets"], "not of the form module:callable"),
         (["measure", "mynets:fcn", "--loss", "hinge"], "no loss 'hinge'"),
-        (["prior", "mynets:tanh"], "'2' is Tanh"),
+        (["prior", "mynets:normed"], "BatchNorm"),
+        (["prior", "mynets:fcn", "--kernel", "exact"], "no kernel 'exact'; there are analytic"),
+        (["prior", "mynets:fcn", "--method", "mcmc"], "unknown method 'mcmc'"),
         (["prior", "mynets:ten"], "the orthant prior is binary"),
-        (["prior", "mynets:fcn", "--positive", "5,x"], "not a list of class numbers"),
+        (["prior", "mynets:fcn", "--positive", "5,x"], "no class 'x'; there are 0 to 9"),
         (["prior", "mynets:fcn", "--train", "5000"], "too few rows for 5000 training"),
         (["study", "run", "nothing.yaml"], "no study file at nothing.yaml"),
         (["study", "run", "demos"], "did you mean 'demo'"),
@@ -209,8 +249,6 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(
     user, planimeter, monkeypatch, arguments, sentence
 ):
     monkeypatch.setenv("PLANIMETER_DATA", str(user))
-    for info in DATASETS.values():
-        info.load.cache_clear()  # another test may have loaded real files
     (user / "bad.yaml").write_text(
         "title: bad\ndata: {name: digits, trian: 20, test: 20}\n"
         "grid: {optimisers: [{name: adam}], attack: [0], repetitions: 1}\n"

@@ -1,3 +1,5 @@
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -37,6 +39,10 @@ def problems():
         nn.Embedding(9, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Flatten(),
         nn.Linear(40, 3),
     )  # fmt: skip
+    single = nn.Sequential(  # a convolution with one place to be
+        nn.Conv2d(2, 3, 3, stride=2), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(4, 3),
+    )  # fmt: skip
     mlp = nn.Sequential(nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 4))
     binary = nn.Sequential(nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 1))
     x, classes = torch.randn(30, 7), torch.randint(0, 4, (30,))
@@ -45,6 +51,7 @@ def problems():
         "regression": (mlp, mse_loss, x, torch.randn(30, 4)),
         "binary": (binary, binary_cross_entropy, x, classes // 2),
         "convolutions": (conv, cross_entropy, torch.randn(20, 2, 8, 8), classes[:20] % 3),
+        "one place": (single, cross_entropy, torch.randn(20, 2, 8, 8), classes[:20] % 3),
         "attention": (attention, cross_entropy, torch.randint(0, 9, (12, 5)), classes[:12] % 3),
         "shared": (Shared(), cross_entropy, torch.randn(15, 4), classes[:15] % 3),
     }
@@ -178,10 +185,58 @@ def test_networks_that_are_not_piecewise_linear_are_refused():
 
 
 def test_what_does_not_fit_is_refused_at_once():
-    model = nn.Linear(3, 101)
+    model = nn.Sequential(nn.Linear(3, 200), nn.Linear(200, 101))
     data = torch.randn(201, 3), torch.randint(0, 101, (201,))
     with pytest.raises(InputError, match=r"at most 200 rows"):
         gauss_newton_spectrum(LossLandscape(model, cross_entropy, data))
+
+
+def test_many_rows_of_a_small_network_need_the_small_matrix_alone():
+    torch.manual_seed(0)
+    data = torch.randn(20_001, 4).double(), torch.randint(0, 3, (20_001,))
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    landscape = LossLandscape(model, cross_entropy, data)
+    exact = torch.linalg.eigvalsh(landscape.gauss_newton().dense()).flip(0)
+    found = gauss_newton_spectrum(landscape).values
+    assert len(found) == landscape.num_parameters
+    torch.testing.assert_close(found, exact, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mlp", "shared"])
+def test_memory_is_looked_at_before_the_start(monkeypatch, name):
+    module = importlib.import_module("planimeter.curvature.gram")
+    landscape = landscape_of(name)
+    values = gauss_newton_spectrum(landscape).values
+    needed = 8 * len(values) ** 2
+    monkeypatch.setattr(module, "free_memory", lambda device: needed)
+    in_place = gauss_newton_spectrum(landscape).values  # a second copy would not fit
+    torch.testing.assert_close(in_place, values, rtol=1e-9, atol=1e-14)
+    monkeypatch.setattr(module, "free_memory", lambda device: needed - 1)
+    with pytest.raises(InputError, match=r"GiB of memory are free: use at most \d+ rows"):
+        gauss_newton_spectrum(landscape)
+
+
+def test_large_matrices_foretell_how_long_they_take(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("planimeter.curvature.gram"), "SHOWN", 16)
+    told = []
+    gauss_newton_spectrum(landscape_of("mlp"), progress=lambda *stage: told.append(stage))
+    assert ("rows", 30, 30) in told
+    assert [stage for stage, _, _ in told][-1] == "eigenvalues"
+    assert all(done <= total for _, done, total in told)
+
+
+def test_the_softmax_has_no_more_than_c_minus_1_columns_in_float32():
+    """Where the rows are fitted well, 1 - p has few digits in float32."""
+    torch.manual_seed(0)
+    model = nn.Linear(40, 4)
+    with torch.no_grad():
+        model.weight.mul_(30)
+    x = torch.randn(30, 40)
+    landscape = LossLandscape(model, cross_entropy, (x, model(x).argmax(1)))
+    assert len(gauss_newton_spectrum(landscape).values) == 30 * 3
+    exact = torch.linalg.eigvalsh(landscape.gauss_newton().dense()).flip(0)
+    found = gauss_newton_spectrum(landscape).values
+    torch.testing.assert_close(found, exact[:90], rtol=1e-3, atol=1e-5 * float(exact[0]))
 
 
 def test_rows_that_batchnorm_mixes_are_refused():

@@ -66,5 +66,4 @@ def test_intervals_cover_in_95_of_100_cases(small_landscape, kind):
     for name, (estimate, what) in sides.items():
         found = [estimate(seed) for seed in range(400)]
         inside = sum(abs(e.value - exact[what]) <= 1.96 * e.stderr for e in found)
-        # The jackknife errs on the safe side.
-        assert 372 <= inside <= (400 if name == "xtrace" else 388), (name, inside)
+        assert 372 <= inside <= 388, (name, inside)

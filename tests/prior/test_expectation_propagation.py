@@ -94,3 +94,39 @@ def test_mnist_has_its_known_value():
     assert solution.log_z == pytest.approx(-559.706, abs=1e-2)
     correction, _ = cumulant_correction(solution, posterior_covariance(kernel, solution.tau))
     assert solution.log_z + correction == pytest.approx(-558.706, abs=1e-2)
+
+
+@pytest.mark.parametrize(("rho", "n", "limit"), [(0.99, 100, 40), (0.999, 100, 40), (0.9, 500, 25)])
+def test_secants_take_out_the_collective_oscillation(rho, n, limit):
+    solution = expectation_propagation(equicorrelated(rho, n))
+    assert solution.converged
+    assert solution.sweeps < limit
+    assert solution.residual < 1e-3
+
+
+def test_a_fixed_point_is_where_it_starts_from_itself(digits):
+    kernel = flipped(fully_connected_kernel(digits[0][:80], sigma_b=0.1), digits[1][:80])
+    first = expectation_propagation(kernel, tolerance=1e-8)
+    again = expectation_propagation(kernel, initial=(first.tau, first.nu))
+    assert again.sweeps == 1
+    assert again.log_z == pytest.approx(first.log_z, abs=1e-7)
+
+
+def test_the_workspace_holds_the_whitener_of_the_returned_sites(digits):
+    kernel = flipped(fully_connected_kernel(digits[0][:80], sigma_b=0.1), digits[1][:80])
+    work = torch.empty(80, 80, dtype=torch.float64)
+    solution = expectation_propagation(kernel, workspace=work)
+    root = solution.tau.sqrt()
+    b = torch.eye(80, dtype=torch.float64) + root[:, None] * kernel * root
+    torch.testing.assert_close(work, torch.linalg.inv(torch.linalg.cholesky(b)))
+    covariance = posterior_covariance(kernel, solution.tau, work)
+    assert covariance.data_ptr() == work.data_ptr()
+    torch.testing.assert_close(covariance, posterior_covariance(kernel, solution.tau))
+
+
+def test_single_precision_converges_to_its_rounding(digits):
+    kernel = flipped(fully_connected_kernel(digits[0][:300], sigma_b=0.1), digits[1][:300])
+    single = expectation_propagation(kernel, precision=torch.float32)
+    assert single.converged
+    assert single.sweeps < 30
+    assert single.log_z == pytest.approx(-83.531, abs=2e-3)

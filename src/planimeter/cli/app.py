@@ -9,7 +9,7 @@ import torch
 import typer
 
 from planimeter import __version__
-from planimeter.cli import audit, data, demo, measure, prior, slice, study
+from planimeter.cli import audit, data, demo, measure, prior, sample, slice, study
 from planimeter.cli.output import errors
 from planimeter.errors import InputError
 
@@ -36,6 +36,7 @@ def root(
 app.command("demo")(demo.demo)
 app.command("measure")(measure.measure)
 app.command("prior")(prior.prior)
+app.command("sample")(sample.sample)
 app.command("audit")(audit.audit)
 app.command("slice")(slice.slice_)
 app.add_typer(study.app, name="study")

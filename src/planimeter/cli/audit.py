@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from planimeter.cli.network import (
-    POSITIVE,
     BatchNorm,
     BatchSize,
     Checkpoint,
@@ -47,7 +46,7 @@ def audit(
     rows: Rows = 1000,
     mean: Mean = None,
     std: Std = None,
-    positive: Positive = POSITIVE,
+    positive: Positive = None,
     loss: LossName = None,
     names: Annotated[
         str | None,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from planimeter import flatness
 from planimeter.cli.network import (
-    POSITIVE,
     BatchNorm,
     BatchSize,
     Checkpoint,
@@ -48,7 +47,7 @@ def measure(
     rows: Rows = 1000,
     mean: Mean = None,
     std: Std = None,
-    positive: Positive = POSITIVE,
+    positive: Positive = None,
     loss: LossName = None,
     names: Annotated[
         str | None,
@@ -140,9 +139,9 @@ def measure(
                 **landscape.record(),
                 "seed": seed,
                 "seconds": seconds,
-                "measures": {name: e.as_dict() for name, e in results.items()},
+                "measures": {name: _record(name, e) for name, e in results.items()},
                 "layers": {
-                    layer: {name: e.as_dict() for name, e in found.items()}
+                    layer: {name: _record(name, e) for name, e in found.items()}
                     for layer, found in parts.items()
                 },
                 "spectra": {name: spectrum_record(s) for name, s in summaries.items()},
@@ -166,10 +165,16 @@ def measure(
         )
     elif results or not summaries:
         rows_of_table = [
-            (flatness.MEASURES[n].label, str(e), e.method, str(e.products) if e.products else "")
-            for n, e in results.items()
+            (
+                flatness.MEASURES[name].label,
+                str(e),
+                flatness.MEASURES[name].orientation,
+                e.method + (f"; {e.products} products" if e.products else ""),
+                flatness.MEASURES[name].reference,
+            )
+            for name, e in results.items()
         ]
-        print_table(title, ("measure", "value", "how", "products"), rows_of_table)
+        print_table(title, ("measure", "value", "larger is", "how", "source"), rows_of_table)
     if summaries:
         print_spectra(title, summaries)
     if accuracy < 1:
@@ -177,3 +182,15 @@ def measure(
             "note: not all rows are fitted; sharpness depends on the loss at the measuring point",
             style="yellow",
         )
+
+
+def _record(name: str, estimate: Estimate) -> dict[str, Any]:
+    """A value, and what it is a value of."""
+    of = flatness.MEASURES[name]
+    return {
+        **estimate.as_dict(),
+        "formula": of.formula,
+        "orientation": of.orientation,
+        "invariant_to": sorted(of.invariant_to),
+        "reference": of.reference,
+    }

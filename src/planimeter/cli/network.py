@@ -10,7 +10,7 @@ import torch
 import typer
 
 from planimeter.cli.prior import classes, numbers, say_untrained
-from planimeter.data import load, normalise
+from planimeter.data import binary, load, normalise
 from planimeter.errors import InputError
 from planimeter.landscape import BATCH_NORM, LossLandscape
 from planimeter.losses import LOSSES
@@ -20,7 +20,10 @@ Model = Annotated[str, typer.Argument(help="module:callable that makes the netwo
 Data = Annotated[str, typer.Option(help="Data set; its training part is used.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights to load.")]
 Rows = Annotated[int, typer.Option(min=0, help="The first so many rows; 0 for all.")]
-Positive = Annotated[str, typer.Option(help="Classes that count as 1, for one output.")]
+Positive = Annotated[
+    str | None,
+    typer.Option(help="Classes that count as 1, for one output; default 5 to 9 of ten, 1 of two."),
+]
 LossName = Annotated[str | None, typer.Option(help=f"{', '.join(LOSSES)}; default by outputs.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows at a time, for memory.")]
 BatchNorm = Annotated[str, typer.Option(help=f"How BatchNorm runs: {', '.join(BATCH_NORM)}.")]
@@ -33,8 +36,6 @@ NormaliseLogits = Annotated[
     ),
 ]
 Float64 = Annotated[bool, typer.Option("--float64", help="Compute in double precision.")]
-
-POSITIVE = "5,6,7,8,9"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def subject(
     rows: int,
     mean: str | None,
     std: str | None,
-    positive: str,
+    positive: str | None,
     loss: str | None,
     batch_size: int,
     batch_norm: str,
@@ -106,17 +107,17 @@ def subject(
         network, inputs = network.double(), inputs.double()
     inputs = normalise(inputs, means, stds)
     outputs = _outputs(network, inputs, model, data)
-    binary = outputs == 1
-    if not binary and outputs < dataset.classes:
+    one = outputs == 1
+    if not one and outputs < dataset.classes:
         raise InputError(
             f"{model} has {outputs} outputs, {data} {dataset.classes} classes: use one output "
             f"for a binary task, or one a class"
         )
-    chosen = loss or ("binary_cross_entropy" if binary else "cross_entropy")
+    chosen = loss or ("binary_cross_entropy" if one else "cross_entropy")
     if chosen not in LOSSES:
         raise InputError(f"no loss {chosen!r}; there are {', '.join(LOSSES)}")
-    if binary:
-        labels = torch.isin(labels, torch.tensor(classes(positive))).long()
+    if one:
+        labels = binary(dataset, classes(positive)).labels[:count]
     landscape = LossLandscape(
         network,
         LOSSES[chosen],

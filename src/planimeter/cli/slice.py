@@ -9,7 +9,6 @@ import torch
 import typer
 
 from planimeter.cli.network import (
-    POSITIVE,
     BatchNorm,
     BatchSize,
     Checkpoint,
@@ -61,7 +60,7 @@ def slice_(
     rows: Rows = 1000,
     mean: Mean = None,
     std: Std = None,
-    positive: Positive = POSITIVE,
+    positive: Positive = None,
     loss: LossName = None,
     along: Annotated[
         str,

@@ -1,12 +1,8 @@
 """What is computed from a symmetric matrix-free operator, and the exact Gauss-Newton spectrum."""
 
 from planimeter.curvature.density import SpectralDensity, spectral_density
-from planimeter.curvature.gram import (
-    GramSpectrum,
-    gauss_newton_spectrum,
-    gauss_newton_trace,
-    piecewise_linear_trace,
-)
+from planimeter.curvature.exact_trace import gauss_newton_trace, piecewise_linear_trace
+from planimeter.curvature.gram import GramSpectrum, gauss_newton_spectrum
 from planimeter.curvature.krylov import Eigenpairs, top_eigenvalues
 from planimeter.curvature.rank_bound import (
     RankBound,

@@ -1,19 +1,23 @@
-r"""The exact spectrum of the Gauss-Newton matrix, and exact traces, from per-row derivatives.
+r"""The exact spectrum of the Gauss-Newton matrix, from per-row derivatives.
 
 With :math:`\Lambda_n = \sum_c r_{nc} r_{nc}^T` the output curvature of row n and
 :math:`U` the matrix with rows :math:`J_n^T r_{nc} / \sqrt N`,
 
 .. math:: G = U^T U, \qquad K = U U^T,
 
-so G (P × P) and the Gram matrix K (at most N·C × N·C) have the same non-zero eigenvalues.
+so G (P × P) and the Gram matrix K (at most N·C × N·C) have the same non-zero eigenvalues. The
+smaller of the two is made.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
+import scipy.linalg
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,28 +26,20 @@ from planimeter.curvature.jacobians import (
     RowFactors,
     curvature_roots,
     row_derivatives,
-    watched,
+    row_pieces,
 )
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.landscape import LossLandscape
-from planimeter.operators.batches import Batch, cut_rows, mean_loss
+from planimeter.operators.batches import Batch, cut_rows
 from planimeter.operators.memory import free_memory
 
-Progress = Callable[[int, int], None]
+Stages = Callable[[str, int, int], None]
 LARGEST = 20_000
-"""The largest Gram matrix: 3.2 GB in float64."""
+"""The largest matrix: 3.2 GB in float64."""
 TILE = 2048
-
-# Layers whose outputs are piecewise linear in every single parameter.
-PIECEWISE_LINEAR = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.ReLU, nn.ReLU6, nn.LeakyReLU,
-    nn.PReLU, nn.Hardtanh, nn.Threshold, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d,
-    nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.BatchNorm1d,
-    nn.BatchNorm2d, nn.BatchNorm3d, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout,
-    nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.ZeroPad2d, nn.PixelShuffle, nn.Upsample,
-)  # fmt: skip
+SHOWN = 4096
+"""From this size on the time of the eigenvalues is foretold."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +47,8 @@ class GramSpectrum:
     """All non-zero eigenvalues of a Gauss-Newton matrix.
 
     Arguments:
-        values: (N·C',) eigenvalues in descending order, C' the rank of the output curvature; the
-            other P - N·C' (where that is positive) are 0.
+        values: (min(N·C', P),) eigenvalues in descending order, C' the rank of the output
+            curvature; the other P - N·C' (where that is positive) are 0.
         size: P.
         precision: relative rounding error of the matrix, epsilon of the model's dtype.
         dtype, device, seconds: of the computation.
@@ -98,7 +94,7 @@ class GramSpectrum:
         return Estimate(
             value,
             0.0,
-            f"Gram matrix of {len(self.values)} rows, {what}",
+            f"{what} of all {len(self.values)} eigenvalues",
             dtype=self.dtype,
             device=self.device,
             seconds=self.seconds,
@@ -109,46 +105,52 @@ def gauss_newton_spectrum(
     landscape: LossLandscape,
     *,
     memory_budget: int | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Stages = lambda stage, done, total: None,
 ) -> GramSpectrum:
-    """Every non-zero eigenvalue of the Gauss-Newton matrix, from the Gram matrix of the rows.
+    """Every non-zero eigenvalue of the Gauss-Newton matrix, by way of the smaller of two matrices.
 
     Arguments:
-        landscape: N rows and C outputs, N·C up to 20,000 (N·(C - 1) for the cross-entropy).
-        memory_budget: bytes for per-row derivatives; None for a quarter of the free memory. What
-            does not fit is differentiated again, some parameters at a time.
-        progress: called with the parts of the matrix that are done and their number.
+        landscape: N rows, C outputs and P parameters, of which N·C (N·(C - 1) for the
+            cross-entropy) or P is at most 20,000.
+        memory_budget: bytes for per-row derivatives; None for as much as the matrix takes, at most
+            a quarter of the free memory. What does not fit is differentiated again, some
+            parameters at a time.
+        progress: called with a stage, what is done and how much there is: "rows" differentiated,
+            "products" (rows of the matrix), "eigenvalues" (seconds; the total is foretold from a
+            part of the matrix).
 
     Raises:
-        InputError: the matrix would be larger, the loss is not convex in the outputs, or BatchNorm
-            mixes the rows.
+        InputError: the matrix would be larger or not fit into memory, the loss is not convex in
+            the outputs, or BatchNorm mixes the rows.
 
     Source: granziol2020, Section 3 (the matrix); Dauphin et al. 2014 (its square root).
     """
     started = time.perf_counter()
-    _refuse_mixed_rows(landscape)
-    pieces = _pieces(landscape)
+    pieces = row_pieces(landscape)
     roots: list[Tensor] = []
     for batch in pieces:
         roots.append(curvature_roots(landscape, batch)[1])
-        _refuse_large(landscape.num_rows, roots[-1].shape[1])
+        _refuse_large(landscape, roots[-1].shape[1])
     columns = max(r.shape[1] for r in roots)
     roots = [nn.functional.pad(r, (0, 0, columns - r.shape[1], 0)) for r in roots]
     rows = sum(map(len, roots))
-    size = rows * columns
-    accumulate = torch.float64 if landscape.dtype == torch.float64 else torch.float32
+    size = min(rows * columns, landscape.num_parameters)
     free = free_memory(landscape.device)
-    budget = free // 4 if memory_budget is None else memory_budget
-    generic: frozenset[str] = frozenset()
-    while True:
-        gram = torch.zeros(size, size, dtype=torch.float64, device=landscape.device)
-        try:
-            _fill(gram, landscape, pieces, roots, generic, budget, accumulate, progress)
-            break
-        except _Differs as difference:  # a formula that holds in some pieces is no formula
-            generic |= difference.names
-    gram /= rows
-    values = torch.linalg.eigvalsh(gram).flip(0)
+    budget = min(free // 4, max(8 * size**2, 2**28)) if memory_budget is None else memory_budget
+    matrix = torch.zeros(size, size, dtype=torch.float64, device=landscape.device)
+    if size < rows * columns:
+        _fill_parameters(matrix, landscape, pieces, roots, budget, progress)
+    else:
+        generic: frozenset[str] = frozenset()
+        while True:
+            try:
+                _fill(matrix, landscape, pieces, roots, generic, budget, progress)
+                break
+            except _Differs as difference:  # a formula that holds in some pieces is no formula
+                generic |= difference.names
+                matrix.zero_()
+    matrix /= rows
+    values = _eigenvalues(matrix, progress).flip(0)
     return GramSpectrum(
         values.cpu(),
         landscape.num_parameters,
@@ -174,14 +176,14 @@ def _fill(
     roots: list[Tensor],
     generic: frozenset[str],
     budget: int,
-    dtype: torch.dtype,
-    progress: Progress,
+    progress: Stages,
 ) -> None:
-    """The Gram matrix times N; parameters whose derivatives do not fit wait for another round."""
+    """Lower half of the Gram matrix times N; parameters that do not fit wait for another round."""
     size, columns = len(gram), roots[0].shape[1]
+    dtype = _sums_in(landscape)
     waiting: list[tuple[str, int, int]] | None = None
     factored: set[str] = set()
-    done = 0
+    first_round = True
     while waiting is None or waiting:
         taken: list[tuple[str, int, int]] = []
         if waiting is not None:
@@ -197,7 +199,7 @@ def _fill(
                 factored = set(found.factors)
             if factored != set(found.factors):
                 raise _Differs(frozenset(factored ^ set(found.factors)))
-            if done == 0:
+            if first_round:
                 for name, pair in found.factors.items():
                     factors.setdefault(name, []).append(pair)
             if rows is None:
@@ -207,157 +209,114 @@ def _fill(
             if taken:
                 rows[start : start + count] = _columns(found, taken, dtype)
             start += count
+            progress("rows", start // columns, size // columns)
         assert rows is not None
-        _add_products(gram, rows)
+        if taken:
+            _add_products(gram, rows, progress)
+        del rows
         for name in list(factors):
-            _add_factored(gram, factors.pop(name), columns, dtype)
-        done += len(taken)
-        progress(done, done + len(waiting or ()))
+            _add_factored(gram, factors.pop(name), columns, dtype, progress)
+        first_round = False
 
 
-def gauss_newton_trace(
-    landscape: LossLandscape, *, progress: Progress = lambda done, total: None
-) -> Estimate:
-    r"""The trace of the Gauss-Newton matrix, exact, from first derivatives alone.
+def _fill_parameters(
+    matrix: Float[Tensor, "P P"],
+    landscape: LossLandscape,
+    pieces: list[Batch],
+    roots: list[Tensor],
+    budget: int,
+    progress: Stages,
+) -> None:
+    """Lower half of the Gauss-Newton matrix times N, from as many rows at a time as fit."""
+    size, columns = len(matrix), roots[0].shape[1]
+    dtype = _sums_in(landscape)
+    # Derivatives layer by layer, and put side by side.
+    step = max(1, budget // (2 * size * columns * torch.finfo(dtype).bits // 8))
+    done, rows = 0, sum(map(len, roots))
+    for (inputs, targets), root in zip(pieces, roots, strict=True):
+        for first in range(0, len(root), step):
+            part = slice(first, first + step)
+            batch = cut_rows(inputs, part, len(targets)), targets[part]
+            found = row_derivatives(landscape, batch, root[part])
+            blocks = [
+                found.blocks[name] if name in found.blocks else _outer(*found.factors[name])
+                for name in landscape.parameters
+            ]
+            across = torch.cat(blocks, dim=2).flatten(0, 1).to(dtype)
+            for start in range(0, size, TILE):
+                stop = start + TILE
+                matrix[start:stop, :stop] += across[:, start:stop].T @ across[:, :stop]
+            done += len(root[part])
+            progress("rows", done, rows)
 
-    .. math:: \mathrm{tr}\, G = \frac1N \sum_{n,c} \| J_n^T r_{nc} \|^2.
 
-    Costs one derivative for each column of the output curvature's root (C - 1 for the softmax).
+def _outer(inputs: Float[Tensor, "n i"], g: Float[Tensor, "n c o"]) -> Float[Tensor, "n c p"]:
+    return torch.einsum("nco,ni->ncoi", g, inputs).flatten(2)
 
-    Arguments, errors and source as for `gauss_newton_spectrum`.
+
+def _sums_in(landscape: LossLandscape) -> torch.dtype:
+    return torch.float64 if landscape.dtype == torch.float64 else torch.float32
+
+
+def _eigenvalues(matrix: Float[Tensor, "m m"], progress: Stages) -> Float[Tensor, " m"]:
+    """Eigenvalues in ascending order; reads the lower half, and may overwrite it.
+
+    In another thread, so that `progress` hears of it meanwhile.
     """
+    size = len(matrix)
+    # LAPACK through torch is the faster one, and makes a copy.
+    solve = torch.linalg.eigvalsh if _copy_fits(matrix) else _eigenvalues_in_place
+    expected = 0.0
+    progress("eigenvalues", 0, 0)
     started = time.perf_counter()
-    _refuse_mixed_rows(landscape)
-    total, rows = 0.0, 0
-    pieces = _pieces(landscape)
-    for number, batch in enumerate(pieces):
-        _, roots = curvature_roots(landscape, batch)
-        found = row_derivatives(landscape, batch, roots)
-        for inputs, g in found.factors.values():
-            squares = (g.double() ** 2).sum((1, 2)) * (inputs.double() ** 2).sum(1)
-            total += float(squares.sum())
-        total += sum(float((block.double() ** 2).sum()) for block in found.blocks.values())
-        rows += len(roots)
-        progress(number + 1, len(pieces))
-    return Estimate(
-        total / rows,
-        0.0,
-        "exact trace of the Gauss-Newton matrix, per-row derivatives",
-        dtype=str(landscape.dtype).removeprefix("torch."),
-        device=str(landscape.device),
-        seconds=time.perf_counter() - started,
+    if size >= SHOWN:
+        part = size // 4
+        float(solve(matrix[:part, :part].clone())[0])
+        # Less than 4^3, as small matrices are slower than their operations: measured 14 at
+        # 10,000 and 19 at 20,000.
+        expected = 20 * (time.perf_counter() - started)
+    started = time.perf_counter()
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(solve, matrix)
+        while True:
+            try:
+                values = job.result(timeout=1.0)
+                break
+            except TimeoutError:
+                spent = time.perf_counter() - started
+                progress("eigenvalues", int(spent), round(max(spent, expected)))
+    return values
+
+
+def _copy_fits(matrix: Tensor) -> bool:
+    size = matrix.element_size() * matrix.numel()
+    return matrix.is_cuda or free_memory(matrix.device) > 1.1 * size
+
+
+def _eigenvalues_in_place(matrix: Float[Tensor, "m m"]) -> Float[Tensor, " m"]:
+    # The transpose lies in memory as LAPACK wants it, with the lower half above.
+    values = scipy.linalg.eigh(
+        matrix.numpy().T, lower=False, eigvals_only=True, overwrite_a=True, check_finite=False
     )
+    return torch.from_numpy(values)
 
 
-def piecewise_linear_trace(
-    landscape: LossLandscape, *, progress: Progress = lambda done, total: None
-) -> Estimate:
-    r"""The trace of the Hessian of a piecewise linear network, exact, from first derivatives.
-
-    The outputs are piecewise linear in every single parameter, so the diagonal of the Hessian is
-    that of the Gauss-Newton matrix almost everywhere. It is checked on some coordinates.
-
-    Raises:
-        InputError: a layer is not piecewise linear (it is named), a layer is called or a parameter
-            is used more than once, or the check fails; and as for `gauss_newton_spectrum`.
-
-    Source: granziol2020, Section 3.
-    """
-    _refuse_curved(landscape)
-    _check_diagonals(landscape)
-    found = gauss_newton_trace(landscape, progress=progress)
-    return replace(found, method="exact trace of a piecewise linear network, per-row derivatives")
-
-
-def _refuse_curved(landscape: LossLandscape) -> None:
-    """Layers that are not piecewise linear in each parameter, as far as the modules tell."""
-    model = landscape.model
-    way_out = "use trace(landscape.hessian())"
-    for path, module in model.named_modules():
-        own = {name for name, _ in module.named_parameters(recurse=False)}
-        known = isinstance(module, PIECEWISE_LINEAR)
-        leaf = not any(True for _ in module.children())
-        if (leaf and not known) or not own <= ({"weight", "bias"} if known else set()):
-            raise InputError(
-                f"layer {path or 'itself'!r} ({type(module).__name__}) is not known to be "
-                f"piecewise linear: {way_out}"
-            )
-    named = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    if len(named) > len(list(model.parameters())):
-        raise InputError(f"a parameter is used in more than one place: {way_out}")
-    inputs, targets = next(landscape.batches())
-
-    def has_own(module: nn.Module) -> bool:
-        return any(True for _ in module.parameters(recurse=False))
-
-    with torch.no_grad(), landscape.mode(), watched(model, has_own) as calls:
-        landscape.forward(landscape.parameters, cut_rows(inputs, slice(1), len(targets)))
-    for path, call in calls.items():
-        if len(call) > 1:
-            raise InputError(f"layer {path!r} is called {len(call)} times: {way_out}")
-
-
-def _check_diagonals(landscape: LossLandscape, checks: int = 16) -> None:
-    """Diagonal elements of Hessian and Gauss-Newton matrix, a few of every tensor.
-
-    Those with the largest gradients, and from the first tensors on, since what is curved anywhere
-    in the network curves the dependence on them.
-    """
-    hessian, ggn = landscape.hessian(), landscape.gauss_newton()
-    gradient = landscape.gradient().abs()
-    each = max(1, checks // len(hessian.blocks))
-    places = torch.cat(
-        [
-            part.start + gradient[part].topk(min(each, part.stop - part.start)).indices
-            for part in list(hessian.blocks.values())[:checks]
-        ]
-    )
-    units = torch.zeros(
-        landscape.num_parameters, len(places), dtype=torch.float64, device=landscape.device
-    )
-    units[places, torch.arange(len(places), device=places.device)] = 1.0
-    one, other = ((units * (op @ units)).sum(0) for op in (hessian, ggn))
-    slack = torch.finfo(landscape.dtype).eps ** 0.5 * float(other.abs().max())
-    if float((one - other).abs().max()) > slack:
+def _refuse_large(landscape: LossLandscape, columns: int) -> None:
+    rows, parameters = landscape.num_rows, landscape.num_parameters
+    size = min(rows * columns, parameters)
+    if size > LARGEST:
         raise InputError(
-            "the diagonals of Hessian and Gauss-Newton matrix differ, so the network is not "
-            "piecewise linear in its parameters (a smooth function in its forward method, or a "
-            "parameter that is used twice): use trace(landscape.hessian())"
+            f"the Gram matrix would have {rows:,} rows x {columns} = {rows * columns:,}, and the "
+            f"network has {parameters:,} parameters, both more than {LARGEST:,}: use at most "
+            f"{LARGEST // columns:,} rows of data, or the Lanczos methods"
         )
-
-
-def _refuse_mixed_rows(landscape: LossLandscape) -> None:
-    if not landscape.function.separable:
+    needed, free = 8 * size**2, free_memory(landscape.device)
+    if needed > free:
         raise InputError(
-            "rows have no derivatives of their own when BatchNorm uses the batch's statistics, "
-            "or the loss is no mean over rows: "
-            "use batch_norm='eval'"
+            f"the matrix of {size:,} x {size:,} needs {needed / 2**30:.2g} GiB and "
+            f"{free / 2**30:.2g} GiB of memory are free: use at most "
+            f"{math.isqrt(free // 8) // columns:,} rows of data, or the Lanczos methods"
         )
-
-
-def _refuse_large(rows: int, columns: int) -> None:
-    if rows * columns > LARGEST:
-        raise InputError(
-            f"the Gram matrix would have {rows:,} rows x {columns} = {rows * columns:,}, more than "
-            f"{LARGEST:,}: use at most {LARGEST // columns:,} rows of data, or the Lanczos methods"
-        )
-
-
-def _pieces(landscape: LossLandscape, rows: int = 256) -> list[Batch]:
-    """The data in pieces whose per-row derivatives are small."""
-    function = replace(landscape.function)
-    function.rows = min(rows, function.rows or rows)
-    pieces = [batch for _, _, batch in function.pieces()]
-    whole = landscape.loss()
-    parts = mean_loss(function, landscape.parameters)
-    slack = min(0.1, 100 * torch.finfo(landscape.dtype).eps)
-    if abs(whole - parts) > slack * max(abs(whole), abs(parts)):
-        raise InputError(
-            f"the loss is no mean over rows: {whole:.6g} on all rows, {parts:.6g} from pieces of "
-            f"{rows} put together (class weights and ignored rows do that), so single rows have "
-            f"no share in it: use the Lanczos methods"
-        )
-    return pieces
 
 
 def _taken(
@@ -386,11 +345,12 @@ def _columns(
     return torch.cat(parts, dim=1)
 
 
-def _add_products(gram: Float[Tensor, "m m"], rows: Float[Tensor, "m p"]) -> None:
-    """gram += rows rows', tile by tile."""
+def _add_products(gram: Float[Tensor, "m m"], rows: Float[Tensor, "m p"], progress: Stages) -> None:
+    """gram += rows rows', tile by tile, the lower half."""
     for start in range(0, len(gram), TILE):
-        part = slice(start, start + TILE)
-        gram[part] += rows[part] @ rows.T
+        stop = min(start + TILE, len(gram))
+        gram[start:stop, :stop] += rows[start:stop] @ rows[:stop].T
+        progress("products", stop, len(gram))
 
 
 def _add_factored(
@@ -398,13 +358,17 @@ def _add_factored(
     pairs: list[tuple[Tensor, Tensor]],
     columns: int,
     dtype: torch.dtype,
+    progress: Stages,
 ) -> None:
-    """gram += (g_nc . g_md)(a_n . a_m), tile by tile."""
+    """gram += (g_nc . g_md)(a_n . a_m), tile by tile, the lower half."""
     a = torch.cat([inputs for inputs, _ in pairs]).to(dtype)
     g = torch.cat([slopes for _, slopes in pairs]).flatten(0, 1).to(dtype)
     step = max(1, TILE // columns)
     for start in range(0, len(a), step):
-        part = slice(start, start + step)
-        rows = slice(start * columns, (start + step) * columns)
-        inner = (a[part] @ a.T).repeat_interleave(columns, 0).repeat_interleave(columns, 1)
-        gram[rows] += (g[rows] @ g.T) * inner
+        stop = min(start + step, len(a))
+        rows = slice(start * columns, stop * columns)
+        inner = a[start:stop] @ a[:stop].T
+        tile = g[rows] @ g[: stop * columns].T
+        tile.view(stop - start, columns, stop, columns).mul_(inner[:, None, :, None])
+        gram[rows, : stop * columns] += tile
+        progress("products", rows.stop, len(gram))

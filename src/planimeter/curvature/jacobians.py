@@ -4,14 +4,15 @@ For cotangents :math:`r_{nc}` of the outputs, row (n, c) of the matrix is
 :math:`J_n^T r_{nc}`. A linear layer with inputs :math:`a_n` and output derivatives
 :math:`g_{nc}` contributes the block :math:`g_{nc} a_n^T`, whose inner products
 :math:`(g_{nc} \cdot g_{md})(a_n \cdot a_m)` need no such block; a convolution contributes the
-product with its unfolded inputs. All other parameters are differentiated row by row.
+product with its unfolded inputs (factors too, where it has a single place to be). All other
+parameters are differentiated row by row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from planimeter.errors import InputError
 from planimeter.landscape import LossLandscape
-from planimeter.operators.batches import Batch, Inputs, Parameters, as_leaves, cut_rows
+from planimeter.operators.batches import Batch, Inputs, Parameters, as_leaves, cut_rows, mean_loss
 from planimeter.operators.curvatures import loss_curvature
 
 ROWS = 64
@@ -43,6 +44,33 @@ class RowFactors:
     blocks: dict[str, Float[Tensor, "n c p"]] = field(default_factory=dict)
 
 
+def row_pieces(landscape: LossLandscape, rows: int = 256) -> list[Batch]:
+    """The data in pieces whose per-row derivatives are small.
+
+    Raises:
+        InputError: rows have no derivatives of their own.
+    """
+    if not landscape.function.separable:
+        raise InputError(
+            "rows have no derivatives of their own when BatchNorm uses the batch's statistics, "
+            "or the loss is no mean over rows: "
+            "use batch_norm='eval'"
+        )
+    function = replace(landscape.function)
+    function.rows = min(rows, function.rows or rows)
+    pieces = [batch for _, _, batch in function.pieces()]
+    whole = landscape.loss()
+    parts = mean_loss(function, landscape.parameters)
+    slack = min(0.1, 100 * torch.finfo(landscape.dtype).eps)
+    if abs(whole - parts) > slack * max(abs(whole), abs(parts)):
+        raise InputError(
+            f"the loss is no mean over rows: {whole:.6g} on all rows, {parts:.6g} from pieces of "
+            f"{rows} put together (class weights and ignored rows do that), so single rows have "
+            f"no share in it: use the Lanczos methods"
+        )
+    return pieces
+
+
 def curvature_roots(
     landscape: LossLandscape, batch: Batch
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n c d"]]:
@@ -55,25 +83,21 @@ def curvature_roots(
     inputs, targets = batch
     with torch.no_grad(), landscape.mode():
         outputs = landscape.forward(landscape.parameters, inputs)
-    flat = outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None]
-    n, width = flat.shape
-    columns = []
     with landscape.mode():
-        for j in range(width):
-            direction = torch.zeros_like(flat)
-            direction[:, j] = 1
-            curved = loss_curvature(
-                landscape.function, outputs, targets, direction.reshape(outputs.shape)
-            )
-            columns.append(n * curved.reshape(n, width))
-    curvature = torch.stack(columns, dim=2).double()
+        try:
+            # In float32 the softmax of a row that is fitted well has no null vector: 1 - p cancels.
+            exact = targets.double() if targets.is_floating_point() else targets
+            curvature = _output_curvature(landscape, outputs.double(), exact)
+        except RuntimeError:  # a loss that computes in its own dtype
+            curvature = _output_curvature(landscape, outputs, targets).double()
     values, vectors = torch.linalg.eigh((curvature + curvature.transpose(1, 2)) / 2)
     top = float(values.abs().max())
     precision = torch.finfo(landscape.dtype).eps
     if float(values.min()) < -100 * precision * top:
         raise InputError("the loss is not convex in the outputs, so there is no such root")
     # Relative to each row: rows that are fitted well have a small curvature, not a small rank.
-    relevant = values > 10 * precision * values.amax(dim=1, keepdim=True)
+    floor = 100 * torch.finfo(torch.float64).eps * top
+    relevant = values > (10 * precision * values.amax(dim=1, keepdim=True)).clamp_min(floor)
     rank = max(1, int(relevant.sum(1).max()))
     roots = (vectors * values.clamp_min(0).sqrt()[:, None, :])[:, :, -rank:]
     return outputs, roots.transpose(1, 2).to(landscape.dtype)
@@ -134,6 +158,22 @@ def row_derivatives(
     return result
 
 
+def _output_curvature(
+    landscape: LossLandscape, outputs: Tensor, targets: Tensor
+) -> Float[Tensor, "n c c"]:
+    """The Hessian of every row's own loss by its outputs."""
+    flat = outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None]
+    columns = []
+    for j in range(flat.shape[1]):
+        direction = torch.zeros_like(flat)
+        direction[:, j] = 1
+        curved = loss_curvature(
+            landscape.function, outputs, targets, direction.reshape(outputs.shape)
+        )
+        columns.append(len(flat) * curved.reshape(flat.shape))
+    return torch.stack(columns, dim=2)
+
+
 def _layer(
     result: RowFactors,
     module: nn.Module,
@@ -167,8 +207,11 @@ def _layer(
                 module.padding,
                 module.stride,
             )
-            own = torch.einsum("ncot,nit->ncoi", g.flatten(3), patches)
-            result.blocks[str(weight)] = own.flatten(2)
+            if patches.shape[2] == 1:  # a linear layer in all but name
+                result.factors[str(weight)] = (patches[:, :, 0], g.flatten(2))
+            else:
+                own = torch.einsum("ncot,nit->ncoi", g.flatten(3), patches)
+                result.blocks[str(weight)] = own.flatten(2)
 
 
 def _adds_up(

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from planimeter.errors import InputError
+from planimeter.estimate import Estimate
 from planimeter.operators import CurvatureOperator
 from planimeter.operators.memory import free_memory
 
@@ -76,6 +77,18 @@ class Eigenpairs:
             for value, residual, ok in rows
         ]
         return "\n".join([*lines, f"{self.products} products"])
+
+    def first(self) -> Estimate:
+        """The first eigenvalue, with its residual relative to it."""
+        value, residual = float(self.values[0]), float(self.residuals[0])
+        return Estimate(
+            value,
+            0.0,
+            f"Lanczos, relative residual {residual / abs(value) if value else residual:.1e}",
+            self.products,
+            bool(self.converged[0]),
+            self.seed,
+        )
 
     def __getitem__(self, which: Tensor | slice) -> Eigenpairs:
         """Some of the pairs."""

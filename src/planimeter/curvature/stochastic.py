@@ -14,6 +14,8 @@ from planimeter.estimate import Estimate
 from planimeter.operators import CurvatureOperator
 
 NORMAL = 1.959963984540054
+WIDTH = 16
+"""Vectors that are multiplied at a time."""
 
 
 def standard_error(samples: Float[Tensor, " s"]) -> float:
@@ -83,3 +85,10 @@ def identity_columns(operator: CurvatureOperator, width: int) -> Iterator[Float[
         columns = torch.zeros(operator.size, count, dtype=torch.float64, device=operator.device)
         columns[range(start, start + count), range(count)] = 1.0
         yield columns
+
+
+def products_with(
+    operator: CurvatureOperator, vectors: Float[Tensor, "P k"]
+) -> Float[Tensor, "P k"]:
+    """A V, a few columns at a time."""
+    return torch.cat([operator @ part for part in vectors.split(WIDTH, dim=1)], dim=1)

@@ -23,21 +23,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planimeter.curvature.stochastic import (
-    gaussian,
+    WIDTH,
     identity_columns,
     mean_estimate,
+    products_with,
     rademacher,
     standard_error,
     widening,
 )
+from planimeter.curvature.xtrace import xtrace
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.operators import CurvatureOperator
 
 Progress = Callable[[int, int], None]
 METHODS = ("hutchinson", "hutch++", "xtrace")
-WIDTH = 16
-"""Probes that are multiplied at a time."""
 LEAST = 8
 """Probes before an early stop is considered."""
 
@@ -77,7 +77,7 @@ def trace(
         ]
         return _exact(float(torch.cat(terms).sum()), "trace", operator, started)
     if method == "xtrace":
-        result = _xtrace(operator, probes, tolerance, seed, progress)
+        result = xtrace(operator, probes, tolerance, seed, progress)
     else:
 
         def along(v: Tensor, product: Tensor) -> Tensor:
@@ -233,9 +233,9 @@ def _probed(
     done, known = 0, 0.0
     basis = torch.zeros(operator.size, 0, dtype=torch.float64, device=operator.device)
     if sketch:
-        images = _products(operator, rademacher(operator, sketch, generator))
+        images = products_with(operator, rademacher(operator, sketch, generator))
         basis, _ = torch.linalg.qr(images)
-        known = float(statistic(basis, _products(operator, basis)).sum())
+        known = float(statistic(basis, products_with(operator, basis)).sum())
         done = 2 * sketch
         progress(done, probes)
     samples: list[Tensor] = []
@@ -260,98 +260,3 @@ def _probed(
         offset=known,
         converged=reached or not tolerance,
     )
-
-
-def _xtrace(
-    operator: CurvatureOperator, probes: int, tolerance: float, seed: int, progress: Progress
-) -> Estimate:
-    """XTrace on m = 4, 8, 16, ... vectors until the tolerance is met or 2 m products are spent."""
-    most = probes // 2
-    if most < 3:
-        raise InputError(f"xtrace needs at least 6 probes, got {probes}")
-    generator = torch.Generator().manual_seed(seed)
-    omega = torch.zeros(operator.size, 0, dtype=torch.float64, device=operator.device)
-    images, basis, again = omega, omega, omega
-    count = most if not tolerance else min(LEAST, most)
-    while True:
-        fresh = gaussian(operator, count - omega.shape[1], generator)
-        omega = torch.cat([omega, fresh], dim=1)
-        images = torch.cat([images, _products(operator, fresh)], dim=1)
-        # A basis that grows: what was multiplied before need not be multiplied again.
-        new = images[:, basis.shape[1] :]
-        for _ in range(2):
-            new = new - basis @ (basis.T @ new)
-        new, _ = torch.linalg.qr(new)
-        new = new - basis @ (basis.T @ new)
-        basis = torch.cat([basis, new], dim=1)
-        again = torch.cat([again, _products(operator, new)], dim=1)
-        progress(2 * count, 2 * most)
-        value, stderr = _left_out(operator.size, omega, images, basis, again)
-        reached = stderr <= tolerance * abs(value)
-        if count == most or (tolerance and reached):
-            break
-        count = min(2 * count, most)
-    return Estimate(
-        value,
-        stderr,
-        f"XTrace, {count} vectors",
-        2 * count,
-        reached or not tolerance,
-        seed,
-        str(operator.dtype).removeprefix("torch."),
-        str(operator.device),
-    )
-
-
-def _left_out(
-    size: int,
-    omega: Float[Tensor, "P m"],
-    images: Float[Tensor, "P m"],
-    basis: Float[Tensor, "P m"],
-    again: Float[Tensor, "P m"],
-) -> tuple[float, float]:
-    """The mean of Hutch++ with each vector in turn as the only probe, and its standard error.
-
-    Leaving vector i out of Y = A Omega = Q R turns the projector Q Q' into Q (1 - s s') Q', with s
-    the unit vector orthogonal to all columns of R but the i-th; leaving out j as well removes
-    the part t of s_j that is orthogonal to s_i. The spread of single terms is too small an error,
-    because they share their subspaces; the jackknife, which leaves each vector out of everything,
-    errs on the safe side (Efron and Stein 1981).
-    """
-    count = omega.shape[1]
-    r = basis.T @ images
-    sizes = r.diagonal().abs()
-    if float(sizes.min()) <= 100 * torch.finfo(r.dtype).eps * float(sizes.max()):
-        # The rank is below m: the subspace holds all of the matrix, and nothing is left to chance.
-        return float((basis * again).sum()), float(sizes.min()) * count
-    s = torch.linalg.solve(r.T, torch.eye(count, dtype=r.dtype, device=r.device))
-    s = s / s.norm(dim=0)
-    middle, w = basis.T @ again, basis.T @ omega
-    middle = (middle + middle.T) / 2
-    ms, mw = middle @ s, middle @ w
-    ss, sms, sw, smw = s.T @ s, s.T @ ms, s.T @ w, s.T @ mw  # rows: s of which vector
-    own, along, aside = sms.diagonal()[:, None], sw.diagonal()[:, None], smw.diagonal()[:, None]
-    sr = (s * r).sum(0)[:, None]
-    # Terms of vector i alone, as columns: inside and outside of its subspace.
-    inside = middle.trace() - own
-    form = (omega * images).sum(0)[:, None] - 2 * ((w * r).sum(0)[:, None] - along * sr)
-    form = form + (w * mw).sum(0)[:, None] - 2 * along * aside + along**2 * own
-    length = (omega**2).sum(0)[:, None] - (w**2).sum(0)[:, None] + along**2
-    # Of all lengths of the part outside, the mean is known: that removes its chance.
-    value = float((inside + form * (size - count + 1) / length).mean())
-    # What changes for i (rows) when j (columns) is left out too.
-    rest = (1 - ss**2).clamp_min(torch.finfo(ss.dtype).tiny).sqrt()
-    t_w, t_r = (sw.T - ss * along) / rest, -ss * sr / rest
-    t_mw, t_ms = (smw.T - ss * aside) / rest, (sms - ss * own) / rest
-    t_mt = (own.T - 2 * ss * sms + ss**2 * own) / rest**2
-    form = form + 2 * t_w * t_r - 2 * t_w * t_mw + 2 * along * t_w * t_ms + t_w**2 * t_mt
-    terms = inside - t_mt + form * (size - count + 2) / (length + t_w**2)
-    without = terms.fill_diagonal_(0.0).sum(0) / (count - 1)
-    stderr = math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
-    if not math.isfinite(value + stderr):  # a rank just below m
-        return float((basis * again).sum()), float(sizes.min()) * count
-    return value, stderr
-
-
-def _products(operator: CurvatureOperator, vectors: Float[Tensor, "P k"]) -> Float[Tensor, "P k"]:
-    return torch.cat([operator @ part for part in vectors.split(WIDTH, dim=1)], dim=1)

@@ -1,157 +1,163 @@
-"""The data sets by name, as tensors.
-
-Images are floats in [0, 1] of shape (n, channels, height, width); labels are class numbers.
-"""
+"""The data sets by name."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
 
-import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
-from planimeter.data.files import FileSet, read_checked, read_members
-from planimeter.errors import InputError
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Inputs and labels; `test_inputs` is None where the set is one pool without a test part."""
-
-    name: str
-    inputs: Float[Tensor, "n c h w"]
-    labels: Int[Tensor, " n"]
-    test_inputs: Float[Tensor, "m c h w"] | None
-    test_labels: Int[Tensor, " m"] | None
-    classes: int
+from planimeter.data import images, tables
+from planimeter.data.boolean import boolean_system
+from planimeter.data.dataset import Dataset
+from planimeter.data.files import FileSet, data_folder
+from planimeter.errors import InputError, suggestion
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What `data list` says of a data set, and how to load it."""
+    """What is known of a data set before its files are read, and how to load it.
+
+    Arguments:
+        description: for people.
+        rows: in its training and its test part; None where they follow from the settings.
+        classes: how many.
+        load: reads the files; takes the settings.
+        files: None where none are needed.
+        class_names: empty where they are numbers only.
+        normalisation: what networks are trained on if nothing else is asked for, see `constants`.
+        settings: names of what else determines the data set.
+    """
 
     description: str
-    load: Callable[[], Dataset]
-    files: FileSet | None
+    rows: tuple[int, int] | None
+    classes: int
+    load: Callable[..., Dataset]
+    files: FileSet | None = None
+    class_names: tuple[str, ...] = ()
+    normalisation: str = "none"
+    settings: tuple[str, ...] = ()
 
 
-# sha256 of the 1797 x 64 pixel array as float64 bytes, to notice a changed copy.
-_DIGITS_SHA256 = "20def7f70a702f0af9732fbba4375e147a7d54fe70d8c45569b8e7c1c7010c10"
-
-_MNIST = FileSet(
-    "mnist",
-    {
-        "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-        "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-        "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-        "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
-    },
-    "https://ossci-datasets.s3.amazonaws.com/mnist",
-)
-
-_CIFAR10 = FileSet(
-    "cifar10",
-    {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
-    "https://www.cs.toronto.edu/~kriz",
-    members={
-        "cifar-10-batches-bin/data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
-        "cifar-10-batches-bin/data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
-        "cifar-10-batches-bin/data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
-        "cifar-10-batches-bin/data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
-        "cifar-10-batches-bin/data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
-        "cifar-10-batches-bin/test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
-    },
-    repacked=("cifar-10-binary.tar.xz",),
-)
-
-
-def load(name: str) -> Dataset:
+def load(name: str, **settings: int | str) -> Dataset:
     """A data set by name.
 
+    Arguments:
+        name: one of DATASETS.
+        settings: of `boolean` only: n, target and target_seed, see `boolean_system`.
+
     Raises:
-        InputError: the name is unknown, or its files are missing or damaged.
+        InputError: the name or a setting is unknown, or files are missing or damaged.
+    """
+    info = known(name)
+    for setting in settings:
+        if setting not in info.settings:
+            raise InputError(f"{name} has no setting {setting!r}")
+    return _loaded(name, tuple(sorted(settings.items())), data_folder())
+
+
+def known(name: str) -> DatasetInfo:
+    """What is known of a data set.
+
+    Raises:
+        InputError: there is none of this name.
     """
     if name not in DATASETS:
-        raise InputError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
-    return DATASETS[name].load()
+        raise InputError(
+            f"no data set {name!r}; there are {', '.join(DATASETS)}{suggestion(name, DATASETS)}"
+        )
+    return DATASETS[name]
 
 
-@lru_cache(maxsize=1)
-def _load_digits() -> Dataset:
-    """scikit-learn's 8 x 8 digits, pixels 0...16 scaled to [0, 1]."""
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    digest = hashlib.sha256(np.ascontiguousarray(pixels, dtype=np.float64).tobytes()).hexdigest()
-    if digest != _DIGITS_SHA256:
-        raise InputError(f"scikit-learn's digits have changed: sha256 {digest}")
-    inputs = torch.from_numpy(pixels / 16).float().reshape(-1, 1, 8, 8)
-    return Dataset("digits", inputs, torch.from_numpy(labels).long(), None, None, 10)
+@lru_cache(maxsize=2)
+def _loaded(name: str, settings: tuple[tuple[str, int | str], ...], _folder: Path) -> Dataset:
+    info = DATASETS[name]
+    return replace(info.load(**dict(settings)), class_names=info.class_names)
 
 
-@lru_cache(maxsize=1)
-def _load_mnist() -> Dataset:
-    """MNIST, pixels / 255."""
-    parts = [_read_idx(read_checked(_MNIST, name)) for name in _MNIST.md5]
-    images, labels, test_images, test_labels = parts
-    return Dataset(
-        "mnist",
-        images[:, None].float() / 255,
-        labels.long(),
-        test_images[:, None].float() / 255,
-        test_labels.long(),
-        10,
-    )
+_CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
+_FASHION_CLASSES = "top trouser pullover dress coat sandal shirt sneaker bag boot"
+_CIFAR100_CLASSES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+    camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
+    cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
+    lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+    train trout tulip turtle wardrobe whale willow_tree wolf woman worm"""
 
 
-@lru_cache(maxsize=1)
-def _load_cifar10() -> Dataset:
-    """CIFAR-10 in the original order, pixels / 255.
-
-    Source: Krizhevsky, Learning multiple layers of features from tiny images, 2009.
-    """
-    parts = {name: _read_cifar10(content) for name, content in read_members(_CIFAR10)}
-    *train, (test_images, test_labels) = (parts[name] for name in _CIFAR10.members)
-    # Bytes until here: as floats the training images are 614 MB, which are made once.
-    return Dataset(
-        "cifar10",
-        torch.cat([images for images, _ in train]) / 255,
-        torch.cat([labels for _, labels in train]),
-        test_images / 255,
-        test_labels,
-        10,
+def _table(
+    table: tables.Table, description: str, rows: int, class_names: tuple[str, ...] = ()
+) -> DatasetInfo:
+    return DatasetInfo(
+        description,
+        (rows, 0),
+        2,
+        partial(tables.load_table, table),
+        table.files,
+        class_names,
+        normalisation="standardised",
     )
 
 
 DATASETS: dict[str, DatasetInfo] = {
-    "digits": DatasetInfo("8x8 digits, 1797 images, embedded (scikit-learn)", _load_digits, None),
-    "mnist": DatasetInfo("28x28 digits, 60,000 + 10,000 images", _load_mnist, _MNIST),
-    "cifar10": DatasetInfo("32x32 colour photos, 50,000 + 10,000 images", _load_cifar10, _CIFAR10),
+    "digits": DatasetInfo("8x8 digits, embedded (scikit-learn)", (1797, 0), 10, images.load_digits),
+    "mnist": DatasetInfo(
+        "28x28 digits",
+        (60000, 10000),
+        10,
+        partial(images.load_idx, images.MNIST),
+        images.MNIST,
+    ),
+    "fashion-mnist": DatasetInfo(
+        "28x28 pieces of clothing",
+        (60000, 10000),
+        10,
+        partial(images.load_idx, images.FASHION_MNIST),
+        images.FASHION_MNIST,
+        tuple(_FASHION_CLASSES.split()),
+    ),
+    "cifar10": DatasetInfo(
+        "32x32 colour photos",
+        (50000, 10000),
+        10,
+        partial(images.load_cifar, images.CIFAR10, 10),
+        images.CIFAR10,
+        tuple(_CIFAR10_CLASSES.split()),
+    ),
+    "cifar100": DatasetInfo(
+        "32x32 colour photos",
+        (50000, 10000),
+        100,
+        partial(images.load_cifar, images.CIFAR100, 100),
+        images.CIFAR100,
+        tuple(_CIFAR100_CLASSES.split()),
+    ),
+    "cifar100-subset": DatasetInfo(
+        "a fifth of CIFAR-100, shuffled",
+        (10000, 2000),
+        100,
+        partial(images.load_cifar, images.CIFAR100_SUBSET, 100),
+        images.CIFAR100_SUBSET,
+        tuple(_CIFAR100_CLASSES.split()),
+    ),
+    "boolean": DatasetInfo(
+        "all 2^n inputs of n bits, embedded; n, target and target_seed are settings",
+        None,
+        2,
+        boolean_system,
+        settings=("n", "target", "target_seed"),
+    ),
+    "ionosphere": _table(tables.IONOSPHERE, "34 radar readings, UCI", 351, ("bad", "good")),
+    "sonar": _table(tables.SONAR, "60 sonar readings, UCI", 208, ("rock", "mine")),
+    "haberman": _table(tables.HABERMAN, "3 facts about patients, UCI", 306, ("survived", "died")),
+    "banknote": _table(tables.BANKNOTE, "4 image statistics, UCI", 1372),
+    "breast-cancer-wisconsin": _table(
+        tables.BREAST_CANCER,
+        "9 cell features, UCI; the 16 rows with a missing value are left out",
+        683,
+        ("benign", "malignant"),
+    ),
 }
-
-
-def _read_idx(compressed: bytes) -> Tensor:
-    """The idx format: two zero bytes, type 8 (uint8), number of dimensions, big-endian sizes."""
-    raw = gzip.decompress(compressed)
-    dimensions = raw[3]
-    shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
-    if raw[:3] != b"\x00\x00\x08" or len(raw) != 4 + 4 * dimensions + math.prod(shape):
-        raise InputError("not an idx file of unsigned bytes")
-    values = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * dimensions)
-    return torch.from_numpy(values.reshape(shape).copy())
-
-
-def _read_cifar10(raw: bytes) -> tuple[Tensor, Tensor]:
-    """CIFAR-10's binary layout, a row an image: its label, then 32 x 32 red, green, blue pixels."""
-    if len(raw) % (1 + 3 * 32 * 32):
-        raise InputError(f"not a CIFAR-10 file: {len(raw)} bytes are no multiple of 3073")
-    rows = np.frombuffer(raw, dtype=np.uint8).reshape(-1, 1 + 3 * 32 * 32)
-    images = torch.from_numpy(rows[:, 1:].copy()).reshape(-1, 3, 32, 32)
-    return images, torch.from_numpy(rows[:, 0].astype(np.int64))

@@ -173,14 +173,7 @@ def adaptive_eigenvalue(
         seed=seed,
         progress=progress,
     )
-    return Estimate(
-        float(pairs.values[0]),
-        0.0,
-        f"Lanczos, residual {float(pairs.residuals[0]):.1e}",
-        pairs.products,
-        bool(pairs.converged[0]),
-        seed,
-    )
+    return pairs.first()
 
 
 def adaptive_trace(

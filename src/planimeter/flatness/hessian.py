@@ -138,7 +138,7 @@ def largest_eigenvalue(
     """
     known = recalled(landscape, "eigenpairs", matrix)
     if isinstance(known, Eigenpairs) and max_products is None and tolerance >= 1e-3:
-        return _first(known)
+        return known.first()
     return shared(
         landscape,
         lambda: _extreme(
@@ -271,19 +271,8 @@ def _extreme(
         seed=seed,
         progress=progress,
     )
-    found = _first(pairs)
+    found = pairs.first()
     return replace(found, value=abs(found.value)) if which == "magnitude" else found
-
-
-def _first(pairs: Eigenpairs) -> Estimate:
-    return Estimate(
-        float(pairs.values[0]),
-        0.0,
-        f"Lanczos, residual {float(pairs.residuals[0]):.1e}",
-        pairs.products,
-        bool(pairs.converged[0]),
-        pairs.seed,
-    )
 
 
 _PLAIN = {"seed", "progress"}

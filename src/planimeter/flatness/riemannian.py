@@ -86,21 +86,13 @@ def rangamani(
         seed=seed,
         progress=progress,
     )
-    value = float(pairs.values[0])
-    if normalised:
-        value /= 2 + 2 * landscape.loss()
-    words = [f"Lanczos, residual {float(pairs.residuals[0]):.1e}"]
+    found = pairs.first()
+    words = [found.method]
     words += ["S/(2+2L)"] if normalised else []
     words += ["horizontal"] if horizontal else []
     words += ["with Levi-Civita terms"] if levi_civita else []
-    return Estimate(
-        value,
-        0.0,
-        ", ".join(words + blocks.left_out),
-        pairs.products,
-        bool(pairs.converged[0]),
-        seed,
-    )
+    value = found.value / (2 + 2 * landscape.loss()) if normalised else found.value
+    return replace(found, value=value, method=", ".join(words + blocks.left_out))
 
 
 def rangamani_trace(

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
+from planimeter.models.shapes import image_shape
 
 
 def cifar_resnet(
-    depth: int, *, classes: int = 10, generator: torch.Generator | None = None
+    depth: int,
+    *,
+    classes: int = 10,
+    channels: int = 3,
+    generator: torch.Generator | None = None,
 ) -> CifarResNet:
     r"""A residual network of `depth` = 6n + 2 layers for 32 x 32 colour images.
 
@@ -26,6 +33,7 @@ def cifar_resnet(
     Arguments:
         depth: 20, 32, 44, 56, ...; any 6n + 2.
         classes: number of outputs.
+        channels: of the images.
         generator: of the initial weights, normal with variance 2 / fan_in; None takes torch's own.
 
     Raises:
@@ -37,30 +45,35 @@ def cifar_resnet(
         raise InputError(f"depth {depth} is not of the form 6n + 2, such as 20, 32, 44 or 56")
     if classes < 1:
         raise InputError(f"the network needs at least 1 class, got {classes}")
-    return CifarResNet((depth - 2) // 6, classes, generator)
+    return CifarResNet((depth - 2) // 6, classes, channels, generator)
 
 
-def resnet20() -> CifarResNet:
+def resnet20(input_shape: Sequence[int] = (3, 32, 32), outputs: int = 10) -> CifarResNet:
     """`cifar_resnet(20)`, with 269,722 parameters."""
-    return cifar_resnet(20)
+    channels, _, _ = image_shape("resnet20", input_shape)
+    return cifar_resnet(20, classes=outputs, channels=channels)
 
 
-def resnet32() -> CifarResNet:
+def resnet32(input_shape: Sequence[int] = (3, 32, 32), outputs: int = 10) -> CifarResNet:
     """`cifar_resnet(32)`, with 464,154 parameters."""
-    return cifar_resnet(32)
+    channels, _, _ = image_shape("resnet32", input_shape)
+    return cifar_resnet(32, classes=outputs, channels=channels)
 
 
-def resnet56() -> CifarResNet:
+def resnet56(input_shape: Sequence[int] = (3, 32, 32), outputs: int = 10) -> CifarResNet:
     """`cifar_resnet(56)`, with 853,018 parameters."""
-    return cifar_resnet(56)
+    channels, _, _ = image_shape("resnet56", input_shape)
+    return cifar_resnet(56, classes=outputs, channels=channels)
 
 
 class CifarResNet(nn.Module):
     """See `cifar_resnet`. No operation is in place, so torch.func can differentiate and map it."""
 
-    def __init__(self, blocks: int, classes: int, generator: torch.Generator | None) -> None:
+    def __init__(
+        self, blocks: int, classes: int, channels: int, generator: torch.Generator | None
+    ) -> None:
         super().__init__()
-        self.conv1 = _convolution(3, 16, 1, generator)
+        self.conv1 = _convolution(channels, 16, 1, generator)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU()
         self.layer1 = _stage(16, 16, blocks, generator)
@@ -70,7 +83,7 @@ class CifarResNet(nn.Module):
         nn.init.kaiming_normal_(self.linear.weight, generator=generator)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         """Logits of the classes."""
         x = self.relu(self.bn1(self.conv1(images)))
         x = self.layer3(self.layer2(self.layer1(x)))

@@ -1,6 +1,38 @@
-"""The Bayesian prior of a function, log P(f): kernels and orthant probabilities."""
+"""The Bayesian prior of a function, log P(f): kernels, orthant probabilities and sampling."""
 
-from planimeter.prior.kernels import fully_connected_kernel, hidden_layers, nngp_kernel
-from planimeter.prior.log_prior import LogProbability, log_prior
+from planimeter.prior.boolean import boolean_inputs, lempel_ziv_complexity
+from planimeter.prior.bounds import ErrorBound, function_error_bound, posterior_error_bound
+from planimeter.prior.empirical_kernel import EmpiricalKernel, empirical_kernel
+from planimeter.prior.empirical_log_prior import EmpiricalLogProbability, empirical_log_prior
+from planimeter.prior.function_counts import FunctionCounts
+from planimeter.prior.function_sampling import sample_functions
+from planimeter.prior.initialisation import gaussian_initialisation
+from planimeter.prior.kernels import check_kernel_exists, fully_connected_kernel, nngp_kernel
+from planimeter.prior.log_posterior import LogPosterior, log_evidence, log_posterior
+from planimeter.prior.log_prior import log_prior, log_priors, minimax_tilting
+from planimeter.prior.log_probability import LogProbability
 
-__all__ = ["LogProbability", "fully_connected_kernel", "hidden_layers", "log_prior", "nngp_kernel"]
+__all__ = [
+    "EmpiricalKernel",
+    "EmpiricalLogProbability",
+    "ErrorBound",
+    "FunctionCounts",
+    "LogPosterior",
+    "LogProbability",
+    "boolean_inputs",
+    "check_kernel_exists",
+    "empirical_kernel",
+    "empirical_log_prior",
+    "fully_connected_kernel",
+    "function_error_bound",
+    "gaussian_initialisation",
+    "lempel_ziv_complexity",
+    "log_evidence",
+    "log_posterior",
+    "log_prior",
+    "log_priors",
+    "minimax_tilting",
+    "nngp_kernel",
+    "posterior_error_bound",
+    "sample_functions",
+]

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planimeter.prior.expectation_propagation import EPSolution
+from planimeter.prior.in_place import panels
 from planimeter.prior.truncated import third_and_fourth_cumulants
 
 
@@ -30,15 +31,19 @@ def cumulant_correction(
 
     Arguments:
         solution: a converged EP run.
-        covariance: its posterior covariance Sigma.
+        covariance: its posterior covariance Sigma; panels of its rows are the only temporaries.
     """
     cumulants = third_and_fourth_cumulants(solution.cavity_mean, solution.cavity_variance)
-    variance = covariance.diagonal()
-    ratio = covariance / variance
-    ratio /= variance[:, None]
-    ratio.diagonal().zero_()
-    third, fourth = (
-        0.5 / math.factorial(order) * float(cumulant @ (ratio**order @ cumulant))
-        for order, cumulant in zip((3, 4), cumulants, strict=True)
-    )
+    precision = covariance.diagonal().reciprocal()
+    orders = [0.0, 0.0]
+    for start, stop in panels(len(precision)):
+        ratio = covariance[start:stop] * precision
+        ratio *= precision[start:stop, None]
+        ratio[:, start:stop].diagonal().zero_()
+        power = ratio.square()
+        for position, (order, cumulant) in enumerate(zip((3, 4), cumulants, strict=True)):
+            power *= ratio
+            pairs = float(cumulant[start:stop] @ (power @ cumulant))
+            orders[position] += 0.5 / math.factorial(order) * pairs
+    third, fourth = orders
     return third + fourth, abs(fourth / third) if third else 0.0

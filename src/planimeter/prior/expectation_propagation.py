@@ -1,18 +1,25 @@
 r"""Expectation propagation for the probability that a Gaussian vector is positive.
 
-.. math:: Z = \int N(z; 0, K) \prod_i 1[z_i > 0]\, dz \approx
-          Z_{EP} = \int N(z; 0, K) \prod_i C_i\, e^{-\tau_i z_i^2/2 + \nu_i z_i}\, dz .
+.. math:: Z = \int N(z; 0, R) \prod_i 1[z_i > 0]\, dz \approx
+          Z_{EP} = \int N(z; 0, R) \prod_i C_i\, e^{-\tau_i z_i^2/2 + \nu_i z_i}\, dz .
 
 All sites are updated at once (parallel EP). A sweep factors
-:math:`B = I + T^{1/2} K T^{1/2}` with :math:`T = \mathrm{diag}\,\tau`, which is never ill
-conditioned, and reads the posterior variances from
-:math:`\Sigma_{ii} = (1 - (B^{-1})_{ii})/\tau_i`, so the posterior covariance is not formed.
+:math:`B = I + T^{1/2} R T^{1/2} = L L^T` with :math:`T = \mathrm{diag}\,\tau`, which is never ill
+conditioned, inverts the factor in place, and reads the posterior variances from
+:math:`\Sigma_{ii} = (1 - \sum_k (L^{-1})_{ki}^2)/\tau_i`, so a sweep needs one matrix beside the
+kernel, and the posterior covariance is not formed.
 
-Parallel updates oscillate on strongly correlated problems unless damped, so the damping adapts:
-it falls by a third whenever a sweep moves log Z by no less than the one before. It never rises
-again: letting it recover brings the oscillation back on real labellings.
+Parallel updates :math:`x \mapsto x + \omega f(x)`, :math:`x = (\tau, \nu)`, oscillate on strongly
+correlated problems, along one collective direction. A secant step takes that direction out:
 
-Source: Minka 2001; Rasmussen & Williams 2006, Section 3.6; zhang2021, Appendix D.
+.. math:: x_{t+1} = x_t + \omega f_t - \gamma\,(\Delta x_t + \omega \Delta f_t), \qquad
+          \gamma = \langle \Delta f_t, f_t \rangle / \langle \Delta f_t, \Delta f_t \rangle,
+
+with tau measured in units of :math:`1/\Sigma_{ii}` and nu in :math:`\Sigma_{ii}^{-1/2}`. If the
+residual has not fallen for a while all the same, the damping :math:`\omega` falls for good.
+
+Source: Minka 2001; Rasmussen & Williams 2006, Section 3.6; zhang2021, Appendix D. The secant step
+is Anderson's (1965) acceleration with a memory of one.
 """
 
 from __future__ import annotations
@@ -27,10 +34,23 @@ from torch import Tensor
 
 from planimeter.errors import InputError
 from planimeter.prior import truncated
+from planimeter.prior.in_place import cholesky_, invert_lower_, panels
+from planimeter.prior.signed_kernel import SignedKernel, as_signed
 
 # Sites so weak that Sigma_ii = (1 - ...) / tau_i would cancel are kept at this precision (times
-# 1/K_ii). Z_EP is normalised with the very same sites, so the effect on it is of second order.
-_WEAKEST_SITE = 1e-9
+# 1/R_ii). Z_EP is normalised with the very same sites, so the effect on it is of second order.
+_WEAKEST_SITE = {torch.float64: 1e-9, torch.float32: 1e-4}
+# Rounding of log Z in float32, in nats for each input: smaller moves mean nothing.
+_ROUNDING = {torch.float64: 0.0, torch.float32: 1e-6}
+# The first updates from empty sites are far from linear: secants of them mislead.
+_FIRST_SECANT = 3
+# A secant step is taken back if the residual grows by more than this; some plain ones follow, and
+# after a few such failures no more secants.
+_WORSE = 1.5
+_COOLING = 3
+_REJECTIONS = 4
+# Longest step along the secant, in units of the last one.
+_FARTHEST = 10.0
 
 
 @dataclass(frozen=True)
@@ -62,32 +82,55 @@ class EPSolution:
 
 
 def expectation_propagation(
-    kernel: Float[Tensor, "n n"],
+    kernel: SignedKernel | Float[Tensor, "n n"],
     *,
     tolerance: float = 1e-4,
     max_sweeps: int = 200,
     damping: float = 0.9,
+    precision: torch.dtype = torch.float64,
+    initial: tuple[Float[Tensor, " n"], Float[Tensor, " n"]] | None = None,
+    workspace: Float[Tensor, "n n"] | None = None,
     progress: Callable[[int, float], None] = lambda sweep, log_z: None,
 ) -> EPSolution:
     """EP for the positive orthant of N(0, kernel).
 
     Arguments:
-        kernel: positive semi-definite, float64, already multiplied by the signs of the labels.
-        tolerance: stop when a full (undamped) step would move log Z by less than this, in nats.
+        kernel: positive semi-definite, already multiplied by the signs of the labels; a plain
+            matrix is float64.
+        tolerance: stop when a full (undamped) step would move log Z by less than this, in nats; in
+            float32, by less than 1e-6 n if that is more.
         max_sweeps: stop here with `converged` False.
         damping: fraction of the way that the first sweep goes to the new sites, in (0, 1].
+        precision: of the matrices that are factored; sites and sums are float64 always. float32
+            halves time and memory, and errs by a few thousandths of a nat at n = 1100.
+        initial: (n,) tau and nu to start from, e.g. of a neighbouring labelling; None for no sites.
+        workspace: (n, n) memory of that precision to work in. On return it holds the inverse of the
+            factor L at the returned sites, if any sweep was made.
         progress: called with the sweep and the current log Z.
+
+    Raises:
+        InputError: double precision cannot resolve the kernel with these labels.
     """
-    prior_variance = kernel.diagonal().clone()
-    floor = _WEAKEST_SITE / prior_variance
-    tau, nu, mean = (torch.zeros_like(prior_variance) for _ in range(3))
-    variance, half_log_det = prior_variance, 0.0
-    log_z, last_move, converged = math.inf, math.inf, False
+    kernel = as_signed(kernel)
+    prior_variance = kernel.diagonal()
+    floor = _WEAKEST_SITE[precision] / prior_variance
+    work = _new_workspace(kernel, precision) if workspace is None else workspace
+    if initial is None:
+        tau, nu, mean = (torch.zeros_like(prior_variance) for _ in range(3))
+        variance, half_log_det = prior_variance, 0.0
+    else:
+        tau, nu = torch.maximum(initial[0], floor), initial[1]
+        mean, variance, half_log_det = _posterior_marginals(kernel, tau, nu, work)
+    log_z, last_move, last_norm, converged = math.inf, math.inf, math.inf, False
+    earlier: tuple[Tensor, Tensor] | None = None
+    plain: Tensor | None = None
+    rounding = _ROUNDING[precision] * kernel.size
+    wait, rejected = (_FIRST_SECANT if initial is None else 0), 0
 
     for sweep in range(max_sweeps + 1):
         cavity_precision = 1 / variance - tau
-        if not bool((cavity_precision > 0).all()):
-            raise _lost_digits(int(cavity_precision.argmin()))
+        if plain is None and not bool((cavity_precision > 0).all()):
+            raise lost_digits(int(cavity_precision.argmin()))
         cavity_variance = 1 / cavity_precision
         cavity_mean = cavity_variance * (mean / variance - nu)
         log_mass, tilted_mean, tilted_variance = truncated.moments(cavity_mean, cavity_variance)
@@ -96,45 +139,75 @@ def expectation_propagation(
         log_z = float(log_c.sum() - half_log_det + 0.5 * (nu @ mean))
         residual = float(((tilted_mean - mean).abs() / variance.sqrt()).max())
         progress(sweep, log_z)
-        move = abs(log_z - previous)
-        converged = sweep > 1 and move <= tolerance * damping
-        if converged or sweep == max_sweeps:
-            break
-        if math.isfinite(last_move) and move > 0.9 * last_move:
-            damping = max(0.65 * damping, 0.02)
-        last_move = move
 
-        # The tilted distribution's natural parameters less the cavity's.
+        # The tilted distribution's natural parameters less the cavity's, as a step from the sites.
+        sites = torch.stack([tau, nu])
         tau_new = torch.maximum(1 / tilted_variance - cavity_precision, floor)
         nu_new = tilted_mean / tilted_variance - cavity_mean / cavity_variance
-        tau = torch.lerp(tau, tau_new, damping)
-        nu = torch.lerp(nu, nu_new, damping)
-        mean, variance, half_log_det = _posterior_marginals(kernel, tau, nu)
+        step = torch.stack([tau_new, nu_new]) - sites
+        units = torch.stack([variance, variance.sqrt()])
+        norm = float((step * units).norm())
+        # log Z is stationary at the fixed point: its error is of second order in the residual. The
+        # second condition keeps a chance agreement far from there from passing for convergence.
+        move = abs(log_z - previous)
+        close = move <= max(tolerance * damping, rounding)
+        converged = sweep > 0 and close and norm**2 <= 100 * max(tolerance, rounding)
+        if converged or sweep == max_sweeps:
+            break
+        if math.isnan(half_log_det):
+            norm = math.nan
+        if plain is not None and not norm <= _WORSE * last_norm:  # or NaN
+            # The secant misled: back to the plain step it replaced.
+            rejected += 1
+            wait = _COOLING if rejected < _REJECTIONS else max_sweeps
+            (tau, nu), plain, earlier = (plain[0], plain[1]), None, None
+            damping = max(0.65 * damping, 0.02)
+            mean, variance, half_log_det = _posterior_marginals(kernel, tau, nu, work)
+            last_move, log_z = math.inf, math.inf
+            continue
+        if plain is None and sweep > 1 and move > max(0.9 * last_move, rounding):
+            damping = max(0.65 * damping, 0.02)
+        last_move, last_norm = move, norm
 
+        updated, plain = sites + damping * step, None
+        wait -= 1
+        if earlier is not None and wait < 0 and sweep + 1 < max_sweeps:
+            plain = updated
+            moved, change = sites - earlier[0], step - earlier[1]
+            updated = updated - _gamma(step * units, change * units) * (moved + damping * change)
+        earlier = (sites, step)
+        tau, nu = torch.maximum(updated[0], floor), updated[1]
+        try:
+            mean, variance, half_log_det = _posterior_marginals(kernel, tau, nu, work)
+        except InputError:
+            if plain is None:
+                raise
+            half_log_det = math.nan  # to be taken back
+
+    if log_z > 0:  # the logarithm of a probability
+        raise lost_digits(int(tau.argmax()))
     return EPSolution(
         log_z, tau, nu, log_c, mean, cavity_mean, cavity_variance, sweep, residual, converged
     )
 
 
-def tempered(kernel: Float[Tensor, "n n"], solution: EPSolution, power: float) -> EPSolution:
+def tempered(
+    kernel: SignedKernel | Float[Tensor, "n n"],
+    solution: EPSolution,
+    power: float,
+    workspace: Float[Tensor, "n n"] | None = None,
+) -> EPSolution:
     """The sites raised to a power below 1: a wider posterior, for guiding a sampler.
 
     Site normalisers are set to 1, and `log_z` is the integral of the prior times those sites.
+    `workspace` as for `expectation_propagation`.
     """
+    kernel = as_signed(kernel)
+    work = _new_workspace(kernel, torch.float64) if workspace is None else workspace
     tau, nu = power * solution.tau, power * solution.nu
-    mean, _, half_log_det = _posterior_marginals(kernel, tau, nu)
+    mean, _, half_log_det = _posterior_marginals(kernel, tau, nu, work)
     log_z = 0.5 * float(nu @ mean) - half_log_det
     return replace(solution, log_z=log_z, tau=tau, nu=nu, mean=mean, log_c=torch.zeros_like(tau))
-
-
-def posterior_covariance(
-    kernel: Float[Tensor, "n n"], tau: Float[Tensor, " n"]
-) -> Float[Tensor, "n n"]:
-    r""":math:`\Sigma = K - K T^{1/2} B^{-1} T^{1/2} K`, by one triangular solve."""
-    root = tau.sqrt()
-    factor = torch.linalg.cholesky(_b_matrix(kernel, root))
-    half = torch.linalg.solve_triangular(factor, root[:, None] * kernel, upper=False)
-    return torch.addmm(kernel, half.T, half, alpha=-1.0)
 
 
 def log_site_integral(mean: Tensor, variance: Tensor, tau: Tensor, nu: Tensor) -> Tensor:
@@ -144,14 +217,55 @@ def log_site_integral(mean: Tensor, variance: Tensor, tau: Tensor, nu: Tensor) -
     return 0.5 * (quadratic / width - width.log())
 
 
-def _b_matrix(kernel: Float[Tensor, "n n"], root: Float[Tensor, " n"]) -> Float[Tensor, "n n"]:
-    b = kernel * root
-    b *= root[:, None]
-    b.diagonal().add_(1.0)
-    return b
+def posterior_covariance(
+    kernel: SignedKernel | Float[Tensor, "n n"],
+    tau: Float[Tensor, " n"],
+    whitener: Float[Tensor, "n n"] | None = None,
+) -> Float[Tensor, "n n"]:
+    r""":math:`\Sigma = R - H^T H`, with :math:`H = L^{-1} T^{1/2} R`.
+
+    Arguments:
+        kernel: R.
+        tau: (n,) sites.
+        whitener: :math:`L^{-1}` at these sites, float64, as EP leaves it in its workspace; its
+            memory is what is returned. None to compute it.
+    """
+    kernel = as_signed(kernel)
+    root = tau.sqrt()
+    if whitener is None:
+        whitener = _new_workspace(kernel, torch.float64)
+        _whiten(kernel, root, whitener)
+    half = torch.empty_like(whitener)
+    n = kernel.size
+    for start, stop in panels(n):
+        column = kernel.rows(start, stop) * root
+        for top, bottom in panels(n, max(256, -(-n // 8))):  # the zeros of L^{-1}, left out
+            torch.mm(
+                whitener[top:bottom, :bottom],
+                column[:, :bottom].T,
+                out=half[top:bottom, start:stop],
+            )
+    covariance = whitener
+    for start, stop in panels(n):
+        block = kernel.rows(start, stop, stop)
+        block.addmm_(half[:, start:stop].T, half[:, :stop], alpha=-1.0)
+        covariance[start:stop, :stop] = block
+        covariance[:start, start:stop] = block[:, :start].T
+    return covariance
 
 
-def _lost_digits(index: int) -> InputError:
+def _gamma(residual: Tensor, change: Tensor) -> float:
+    """How much of the last change takes the residual to its least norm, within bounds."""
+    gamma = float((change * residual).sum() / change.square().sum().clamp_min(1e-300))
+    return min(max(gamma, -_FARTHEST), _FARTHEST)
+
+
+def _new_workspace(kernel: SignedKernel, precision: torch.dtype) -> Float[Tensor, "n n"]:
+    return torch.empty((kernel.size, kernel.size), dtype=precision, device=kernel.device)
+
+
+def lost_digits(index: int) -> InputError:
+    """What to say where a matrix that is positive definite in theory is not so in numbers."""
     return InputError(
         f"the kernel is too ill-conditioned for these labels (first noticed at input {index}, "
         f"among the distinct ones): inputs that are almost the same have opposite labels, and "
@@ -159,30 +273,38 @@ def _lost_digits(index: int) -> InputError:
     )
 
 
+def _whiten(
+    kernel: SignedKernel, root: Float[Tensor, " n"], work: Float[Tensor, "n n"]
+) -> Float[Tensor, " n"]:
+    """Put the inverse of B's Cholesky factor into `work`; the factor's diagonal in float64."""
+    scaled = kernel.signed(root)
+    for start, stop in panels(kernel.size):
+        rows = scaled.rows(start, stop, stop)
+        rows[:, start:stop].diagonal().add_(1.0)
+        work[start:stop, :stop] = rows
+    failed = cholesky_(work)
+    if failed >= 0:
+        raise lost_digits(failed)
+    diagonal = work.diagonal().to(torch.float64, copy=True)
+    invert_lower_(work)
+    return diagonal
+
+
 def _posterior_marginals(
-    kernel: Float[Tensor, "n n"], tau: Float[Tensor, " n"], nu: Float[Tensor, " n"]
+    kernel: SignedKernel,
+    tau: Float[Tensor, " n"],
+    nu: Float[Tensor, " n"],
+    work: Float[Tensor, "n n"],
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], float]:
-    """Mean, variances, and half the log-determinant of B."""
+    """Mean, variances, and half the log-determinant of B; L^{-1} is left in `work`."""
     root = tau.sqrt()
-    factor, info = torch.linalg.cholesky_ex(_b_matrix(kernel, root))
-    if int(info):
-        raise _lost_digits(int(info) - 1)
-    inverse = _lower_inverse(factor)
-    variance = (1 - inverse.square().sum(0)) / tau
-    pulled = kernel @ nu
-    mean = pulled - kernel @ (root * (inverse.T @ (inverse @ (root * pulled))))
-    return mean, variance, float(factor.diagonal().log().sum())
-
-
-def _lower_inverse(factor: Float[Tensor, "n n"], leaf: int = 256) -> Float[Tensor, "n n"]:
-    """Inverse of a lower triangular matrix by halves: a third of the work of a full solve."""
-    n = factor.shape[0]
-    inverse = torch.zeros_like(factor)
-    if n <= leaf:
-        eye = torch.eye(n, dtype=factor.dtype, device=factor.device)
-        return torch.linalg.solve_triangular(factor, eye, upper=False)
-    h = n // 2
-    inverse[:h, :h] = _lower_inverse(factor[:h, :h], leaf)
-    inverse[h:, h:] = _lower_inverse(factor[h:, h:], leaf)
-    inverse[h:, :h] = -inverse[h:, h:] @ (factor[h:, :h] @ inverse[:h, :h])
-    return inverse
+    diagonal = _whiten(kernel, root, work)
+    pulled = kernel.times(nu)
+    pushed = (root * pulled).to(work.dtype)
+    squares, back = torch.zeros_like(tau), torch.zeros_like(tau)
+    for start, stop in panels(kernel.size):
+        rows = work[start:stop, :stop]
+        back[:stop] += (rows.T @ (rows @ pushed[:stop])).to(torch.float64)
+        squares[:stop] += rows.to(torch.float64).square().sum(0)
+    mean = pulled - kernel.times(root * back)
+    return mean, (1 - squares) / tau, float(diagonal.log().sum())

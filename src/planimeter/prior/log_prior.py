@@ -5,13 +5,15 @@ r"""log P(f): the prior probability that a Gaussian process classifies a set of 
 with the noise variance :math:`\varsigma = 0` (Heaviside link: the network's own sign function, and
 what zhang2021 defines), or :math:`\varsigma = 1`, which equals the probit link on K (what its
 authors computed). Natural logarithms throughout.
+
+Beside the kernel, two matrices of its size in float64 are all the memory that is used: the signed
+correlation is read from the kernel in panels, and everything else is done in place.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -19,80 +21,17 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from planimeter.errors import InputError
-from planimeter.estimate import format_with_error
-from planimeter.prior.cumulant_correction import cumulant_correction
-from planimeter.prior.expectation_propagation import (
-    expectation_propagation,
-    posterior_covariance,
-    tempered,
+from planimeter.operators.memory import free_memory
+from planimeter.prior.log_probability import LogProbability
+from planimeter.prior.minimax_tilting import MinimaxResult, minimax_log_orthant
+from planimeter.prior.orthant_chain import (
+    Chain,
+    Progress,
+    Settings,
+    checked_kernel,
+    needed_memory,
 )
-from planimeter.prior.orthant_smc import orthant_smc
-
-# Two outputs whose correlation is this close to +-1 are one random variable: what is left is the
-# rounding of the kernel itself.
-_SAME_VARIABLE = 1e-13
-# Above this ratio of the fourth to the third cumulant order, the corrected value over-corrects,
-# and the EP posterior has thinner tails than the truth: guided by it, weights have no variance.
-# Its sites to this power are wide enough (measured on equicorrelated and one-class problems).
-_SERIES_ALARM = 0.3
-_WIDER_GUIDE = 0.3
-# Sites this much more precise than the prior cost so many digits that 0.01 nats are in doubt
-# (measured on kernels of nearly equal inputs).
-_PRECISION_ALARM = 1e9
-
-
-@dataclass(frozen=True)
-class LogProbability:
-    """log P(f) with its error and everything it was obtained from. Natural logarithms.
-
-    Arguments:
-        value: log P(f), from sequential Monte Carlo.
-        stderr: its standard error, from independent runs.
-        ep: the value of expectation propagation alone.
-        corrected: EP with the second-order cumulant correction.
-        runs: the value of each independent run.
-        noise: variance added to the kernel's diagonal; 0 is Heaviside, 1 the probit link.
-        sweeps: of EP.
-        residual: of EP: largest mismatch of a tilted and a posterior mean, in posterior standard
-            deviations.
-        converged: whether EP met its tolerance (the value is unbiased even when not).
-        alarms: what a reader should know before believing the numbers; usually empty.
-        impossible: two inputs that are the same but labelled oppositely, when P(f) = 0.
-    """
-
-    value: float
-    stderr: float
-    ep: float
-    corrected: float
-    runs: tuple[float, ...]
-    noise: float
-    sweeps: int
-    residual: float
-    converged: bool
-    alarms: tuple[str, ...] = ()
-    impossible: tuple[int, int] | None = None
-
-    @property
-    def log10(self) -> float:
-        """The value as a decimal logarithm."""
-        return self.value / math.log(10)
-
-    def __str__(self) -> str:
-        if self.impossible is not None:
-            i, j = self.impossible
-            return f"-inf (inputs {i} and {j} are the same but labelled differently)"
-        text = format_with_error(self.value, self.stderr)
-        stopped = f", EP NOT CONVERGED in {self.sweeps} sweeps, residual {self.residual:.1e}"
-        state = "" if self.converged else stopped
-        notes = "".join(f"; {alarm}" for alarm in self.alarms)
-        return f"{text} (EP {self.ep:.3f}, noise {self.noise:g}{state}{notes})"
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values; an infinite value becomes the string "-inf"."""
-        fields = asdict(self)
-        return {
-            name: ("-inf" if value == -math.inf else value) for name, value in fields.items()
-        } | {"runs": list(self.runs), "alarms": list(self.alarms)}
+from planimeter.prior.signed_kernel import dense
 
 
 def log_prior(
@@ -100,12 +39,16 @@ def log_prior(
     labels: Shaped[Tensor, " n"],
     noise: float = 0.0,
     *,
+    method: str = "auto",
     particles: int = 1000,
     runs: int = 8,
+    stderr: float | None = None,
+    max_runs: int = 64,
     seed: int = 0,
     tolerance: float = 1e-4,
     max_sweeps: int = 200,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    precision: torch.dtype = torch.float64,
+    progress: Progress = lambda stage, done, total: None,
 ) -> LogProbability:
     """log P(f) with a standard error: EP, cumulant correction, EP-guided sequential Monte Carlo.
 
@@ -113,90 +56,102 @@ def log_prior(
     once, which changes nothing; with opposite labels P(f) is 0 and the value -inf.
 
     Arguments:
-        kernel: (n, n) covariance of the outputs, symmetric, positive definite up to duplicates.
+        kernel: (n, n) covariance of the outputs, symmetric, positive definite up to duplicates; it
+            is not copied or changed.
         labels: (n,) 0/1 or -1/+1; a single class is legal.
         noise: variance added to the diagonal, at least 0; 1.0 is the probit link on `kernel`.
+        method: "smc"; "ep" (with the correction; no error is known); "direct" (counting, for large
+            P); "exact" (at most three distinct inputs); "minimax" (an independent check for n up
+            to 300); or "auto": exact where it can be, direct where EP is rough and P is large, and
+            smc otherwise.
         particles, runs: of the Monte Carlo; the error falls with the root of their product.
+            "direct" and "minimax" make 12 draws for each particle.
+        stderr: go on with more runs ("smc") until the standard error is no larger, in nats.
+        max_runs: stop there, with an alarm.
         seed: of the Monte Carlo.
         tolerance, max_sweeps: of EP, in nats and sweeps.
+        precision: of the matrices that EP factors, torch.float64 or torch.float32.
         progress: called with a stage ("EP", "SMC"), the steps done and their largest number.
 
     Raises:
-        InputError: the kernel is not square, symmetric, finite or of full rank, or the labels are
-            not binary or too few.
+        InputError: the kernel is not square, symmetric, finite or of full rank, or does not fit the
+            memory; the labels are not binary or too few; a setting is out of its range; or the
+            method does not apply.
 
     Source: zhang2021, Section 2 and Appendix D.
     """
-    if not 0 <= noise < math.inf:
-        raise InputError(f"noise is a finite variance and cannot be negative: {noise}")
-    if runs < 2 or particles < 2:
-        raise InputError(
-            f"{runs} runs of {particles} particles leave no standard error: use at least 2 of each"
-        )
-    signs = binary_signs(labels)
-    covariance = _checked_kernel(kernel, len(signs))
-    covariance = covariance * signs * signs[:, None]
-    covariance.diagonal().add_(noise)
-    kept, clash = _distinct(covariance)
-    if clash is not None:
-        return LogProbability(
-            value=-math.inf,
-            stderr=0.0,
-            ep=-math.inf,
-            corrected=-math.inf,
-            runs=(),
-            noise=noise,
-            sweeps=0,
-            residual=0.0,
-            converged=True,
-            impossible=clash,
-        )
-    # P(f) depends on correlations alone; unit variances keep every threshold meaningful.
-    covariance = _correlation(covariance[kept][:, kept])
-    _check_rank(covariance)
-
-    solution = expectation_propagation(
-        covariance,
-        tolerance=tolerance,
-        max_sweeps=max_sweeps,
-        progress=lambda sweep, log_z: progress("EP", sweep, max_sweeps),
-    )
-    posterior = posterior_covariance(covariance, solution.tau)
-    correction, series_ratio = cumulant_correction(solution, posterior)
-    guide = solution
-    if series_ratio > _SERIES_ALARM:
-        guide = tempered(covariance, solution, _WIDER_GUIDE)
-        posterior = posterior_covariance(covariance, guide.tau)
-    smc = orthant_smc(
-        guide,
-        posterior,
+    settings = Settings(
+        method=method,
         particles=particles,
         runs=runs,
+        stderr=stderr,
+        max_runs=max_runs,
         seed=seed,
-        progress=lambda done: progress("SMC", done, len(kept)),
+        tolerance=tolerance,
+        max_sweeps=max_sweeps,
+        precision=precision,
+        progress=progress,
     )
-    alarms = []
-    if series_ratio > _SERIES_ALARM:
-        alarms.append(
-            f"EP and its correction are rough here (ratio of orders {series_ratio:.2f}); the Monte "
-            f"Carlo value is not affected"
+    return _log_priors(kernel, [binary_signs(labels)], noise, settings)[0]
+
+
+def log_priors(
+    kernel: Float[Tensor, "n n"],
+    labellings: Shaped[Tensor, "m n"] | Sequence[Shaped[Tensor, " n"]],
+    noise: float = 0.0,
+    **settings: Any,
+) -> tuple[LogProbability, ...]:
+    """log P of several labellings of the same inputs: a ladder of attack sets, or a training run.
+
+    The kernel is checked once, and EP starts from the sites of the nearest earlier labelling, so
+    put neighbours near each other. Values agree with `log_prior` within the tolerance of EP and
+    the errors of Monte Carlo.
+
+    Arguments:
+        kernel, noise: as for `log_prior`.
+        labellings: (m, n) each 0/1 or -1/+1.
+        settings: every other argument of `log_prior`.
+
+    Raises:
+        InputError: as for `log_prior`.
+    """
+    signs = [binary_signs(labels) for labels in labellings]
+    if not signs:
+        raise InputError("there are no labellings")
+    return _log_priors(kernel, signs, noise, Settings(**settings))
+
+
+def minimax_tilting(
+    kernel: Float[Tensor, "n n"],
+    labels: Shaped[Tensor, " n"],
+    noise: float = 0.0,
+    *,
+    samples: int = 20_000,
+    seed: int = 0,
+) -> MinimaxResult:
+    """log P(f) by minimax exponential tilting: shares nothing with EP, for n up to about 300.
+
+    Arguments:
+        kernel, labels, noise: as for `log_prior`.
+        samples: draws.
+        seed: of the draws.
+
+    Returns:
+        value, standard error, effective samples and the saddle point's residual.
+
+    Raises:
+        InputError: as for `log_prior`; or inputs that are the same are labelled oppositely.
+
+    Source: Botev 2017.
+    """
+    signs = binary_signs(labels)
+    checked = checked_kernel(kernel, len(signs), noise, Settings())
+    clash = checked.contradiction(signs)
+    if clash is not None:
+        raise InputError(
+            f"P(f) is 0: inputs {clash[0]} and {clash[1]} are the same but labelled differently"
         )
-    if float(solution.tau.max()) > _PRECISION_ALARM:
-        alarms.append("almost equal inputs have opposite labels: digits of the value are lost")
-    if smc.stderr * math.sqrt(runs) > 0.5:
-        alarms.append("runs differ by more than half a nat: use more particles")
-    return LogProbability(
-        value=smc.log_z,
-        stderr=smc.stderr,
-        ep=solution.log_z,
-        corrected=solution.log_z + correction,
-        runs=smc.runs,
-        noise=noise,
-        sweeps=solution.sweeps,
-        residual=solution.residual,
-        converged=solution.converged,
-        alarms=tuple(alarms),
-    )
+    return minimax_log_orthant(dense(checked.signed(signs)), samples=samples, seed=seed)
 
 
 def binary_signs(labels: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -222,56 +177,35 @@ def binary_signs(labels: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
     )
 
 
-def _checked_kernel(kernel: Float[Tensor, "n n"], n: int) -> Float[Tensor, "n n"]:
-    matrix = torch.as_tensor(kernel).detach().to(torch.float64)
-    if matrix.ndim != 2 or matrix.shape != (n, n):
-        raise InputError(f"kernel has shape {tuple(matrix.shape)}, but there are {n} labels")
-    bad = (~torch.isfinite(matrix)).nonzero()
-    if len(bad):
-        raise InputError(f"kernel entry {tuple(bad[0].tolist())} is not finite (NaN or infinity)")
-    asymmetry = float((matrix - matrix.T).abs().max() / matrix.abs().max().clamp_min(1e-300))
-    if asymmetry > 1e-6:
-        raise InputError(f"kernel is not symmetric: relative difference {asymmetry:.1e}")
-    empty = (matrix.diagonal() <= 0).nonzero().reshape(-1)
-    if len(empty):
-        i = int(empty[0])
-        raise InputError(f"kernel variance of input {i} is {float(matrix[i, i]):g}, not positive")
-    return (matrix + matrix.T) / 2
+def _log_priors(
+    kernel: Float[Tensor, "n n"],
+    labellings: list[Float[Tensor, " n"]],
+    noise: float,
+    settings: Settings,
+) -> tuple[LogProbability, ...]:
+    chain = Chain(checked_kernel(kernel, len(labellings[0]), noise, settings), noise, settings)
+    workers = _side_by_side(chain, len(labellings))
+    if workers < 2:
+        return tuple(chain(signs) for signs in labellings)
+    # EP of one labelling starts from the last one's sites, so it goes ahead; what follows it keeps
+    # one thread busy, and several of those run beside it.
+    threads = torch.get_num_threads()
+    rest: list[Future[LogProbability]] = []
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for place, signs in enumerate(labellings):
+                if place > workers:  # each one that waits holds a matrix
+                    rest[place - workers - 1].result()
+                rest.append(pool.submit(chain.begin(signs)))
+            return tuple(future.result() for future in rest)
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _distinct(covariance: Float[Tensor, "n n"]) -> tuple[Tensor, tuple[int, int] | None]:
-    """Indices of distinct variables, and a pair that is the same variable with opposite signs."""
-    correlation = _correlation(covariance)
-    opposite = ((correlation + 1).abs() < _SAME_VARIABLE).nonzero()
-    if len(opposite):
-        return torch.arange(0), (int(opposite[0, 0]), int(opposite[0, 1]))
-    same = torch.tril((correlation - 1).abs() < _SAME_VARIABLE, diagonal=-1)
-    return (~same.any(dim=1)).nonzero().reshape(-1), None
-
-
-def _correlation(covariance: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    scale = covariance.diagonal().rsqrt()
-    correlation = covariance * scale * scale[:, None]
-    correlation.diagonal().fill_(1.0)
-    return correlation
-
-
-def _check_rank(correlation: Float[Tensor, "n n"]) -> None:
-    """Refuse a kernel that is singular although no two inputs are the same."""
-    n = correlation.shape[0]
-    factor, info = torch.linalg.cholesky_ex(correlation)
-    threshold = 10 * n * torch.finfo(torch.float64).eps
-    if int(info) == 0 and float(factor.diagonal().square().min()) > threshold:
-        return
-    spectrum = torch.linalg.eigvalsh(correlation)
-    rank = int((spectrum > threshold * spectrum[-1]).sum())
-    if float(spectrum[0]) < -1e-8 * float(spectrum[-1]):
-        raise InputError(
-            f"kernel is not positive semi-definite: scaled to unit diagonal, its smallest "
-            f"eigenvalue is {float(spectrum[0]):.2e}"
-        )
-    raise InputError(
-        f"kernel has rank {rank} for {n} distinct inputs, so the orthant may be empty: an "
-        f"empirical kernel needs (networks x width) of at least {n}; or pass noise > 0, which "
-        f"changes the question to noisy labels"
-    )
+def _side_by_side(chain: Chain, labellings: int) -> int:
+    """How many labellings to sample at a time: one a thread, while they fit into memory."""
+    device = chain.kernel.distinct.device
+    if device.type != "cpu":
+        return 1
+    fits = free_memory(device) // (2 * needed_memory(chain.kernel.distinct.size, chain.settings))
+    return min(torch.get_num_threads(), labellings - 1, fits)

@@ -10,6 +10,15 @@ order. Given the earlier ones, the posterior says :math:`z_k \sim N(a_k, b_k^2)`
 is multiplied by :math:`\Phi(m_k/s_k) / [C_k \int N(z; m_k, s_k^2) e^{-\tau_k z^2/2 + \nu_k z} dz]`.
 Then :math:`Z = Z_{EP}\, E[w]` **for any sites**, converged or not: EP only decides the variance.
 
+With :math:`h = m_k/s_k`, all that is needed of a coordinate is linear or quadratic in h:
+
+.. math:: \log \int \cdots = \tfrac12 b^2 \nu^2 + \frac{b^2 \nu}{s} h - \tfrac12 \tau b^2 h^2
+          - \log \frac{s}{b}, \qquad
+          \frac{z - a}{b} = \frac{(s^2 - b^2) h / s + s x - b^2 \nu}{b}, \quad z = m + s x,
+
+and h comes straight from a matrix product when row k of C is scaled by :math:`s_k/b_k^2`. What lies
+before a panel of coordinates is one product, what lies before a sub-panel within it another.
+
 The standard error comes from independent runs, because resampling couples the particles of one.
 
 Source: Ridgway, Computation of Gaussian orthant probabilities in high dimension, Statistics and
@@ -21,14 +30,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.special import log_ndtr
 
-from planimeter.prior.expectation_propagation import EPSolution, log_site_integral
-from planimeter.prior.truncated import standard_draw
+from planimeter.prior.expectation_propagation import EPSolution, lost_digits
+from planimeter.prior.in_place import cholesky_, panels
+from planimeter.prior.truncated import draw
+
+# Coordinates within a sub-panel: products with so few rows are as cheap as the draws themselves.
+# Weights are looked at once a sub-panel.
+_SUB_PANEL = 8
+# Particles of several runs are moved together while they fit here or in the size of the matrix:
+# small problems are bound by the number of calls.
+_SMALL = 2**27
 
 
 @dataclass(frozen=True)
@@ -54,65 +72,47 @@ def orthant_smc(
     *,
     particles: int = 1000,
     runs: int = 8,
+    stderr: float | None = None,
+    max_runs: int = 64,
     seed: int = 0,
     panel: int = 128,
+    precision: torch.dtype = torch.float64,
     progress: Callable[[int], None] = lambda coordinate: None,
 ) -> SMCResult:
     """EP-guided sequential Monte Carlo on the positive orthant.
 
     Arguments:
         solution: an EP run.
-        covariance: its posterior covariance Sigma, positive definite.
+        covariance: its posterior covariance Sigma, positive definite; overwritten.
         particles: per run.
         runs: R, at least 2.
-        seed: of all runs.
+        stderr: add as many runs as this standard error needs, up to `max_runs`; None for R runs.
+        seed: of all runs; run r is the same whatever the number of runs.
         panel: coordinates whose dependence on all earlier ones is made by one matrix product.
-        progress: called with the number of coordinates done.
+        precision: of the factor and the draws in those products; weights are float64 always.
+        progress: called with the number of coordinates done, of the runs that move together.
     """
-    n = covariance.shape[0]
-    device = covariance.device
-    generator = torch.Generator().manual_seed(seed)
-    factor = torch.linalg.cholesky(covariance)
-    b = factor.diagonal()
-    s_squared = 1 / (b.square().reciprocal() - solution.tau)
-    noise = torch.empty((n, runs * particles), dtype=torch.float64, device=device)
-    log_weights = torch.zeros((runs, particles), dtype=torch.float64, device=device)
-    log_means = torch.zeros(runs, dtype=torch.float64, device=device)
-    resamplings = 0
-    start = 0
-    base = noise[:0]
-    for k in range(n):
-        if k % panel == 0:
-            start, stop = k, min(k + panel, n)
-            base = solution.mean[start:stop, None] + factor[start:stop, :start] @ noise[:start]
-        within = factor[k, start:k] @ noise[start:k]
-        a = (base[k - start] + within).reshape(runs, particles)
-        s = s_squared[k].sqrt()
-        m = s_squared[k] * (a / b[k].square() - solution.nu[k])
-        h = m / s
-        # -Exp(1) is the logarithm of a uniform and never log 0.
-        log_u = (
-            -torch.empty((runs, particles), dtype=torch.float64)
-            .exponential_(generator=generator)
-            .to(device)
-        )
-        noise[k] = ((m + s * standard_draw(h, log_u) - a) / b[k]).reshape(-1)
-        log_weights += log_ndtr(h) - solution.log_c[k]
-        log_weights -= log_site_integral(m, s_squared[k], solution.tau[k], solution.nu[k])
-        for run in _degenerate(log_weights):
-            ancestors, log_mean = _systematic(log_weights[run], generator)
-            own = slice(run * particles, (run + 1) * particles)
-            noise[: k + 1, own] = noise[: k + 1, own][:, ancestors]
-            base[:, own] = base[:, own][:, ancestors]
-            log_weights[run] = 0.0
-            log_means[run] += log_mean
-            resamplings += 1
-        if (k + 1) % panel == 0 or k + 1 == n:
-            progress(k + 1)
-    log_ratios = log_means + torch.logsumexp(log_weights, 1) - math.log(particles)
-    log_z, stderr = log_mean_and_error(solution.log_z + log_ratios)
-    values = tuple((solution.log_z + log_ratios).tolist())
-    return SMCResult(log_z, stderr, values, resamplings)
+    guide = _guide(solution, covariance, precision)
+    together = runs_together(len(covariance), particles)
+    done: list[float] = []
+    resamplings, wanted = 0, runs
+    while len(done) < wanted:
+        which = range(len(done), min(len(done) + together, wanted))
+        log_ratios, count = _move(guide, which, particles, seed, panel, progress)
+        done += (solution.log_z + log_ratios).tolist()
+        resamplings += count
+        if len(done) >= wanted and stderr is not None:
+            found = log_mean_and_error(torch.tensor(done, dtype=torch.float64))[1]
+            if found > stderr:
+                needed = math.ceil(1.1 * len(done) * (found / stderr) ** 2)
+                wanted = min(max(needed, len(done) + 2), max_runs)
+    log_z, error = log_mean_and_error(torch.tensor(done, dtype=torch.float64))
+    return SMCResult(log_z, error, tuple(done), resamplings)
+
+
+def runs_together(n: int, particles: int) -> int:
+    """Runs whose particles are held in memory at the same time."""
+    return max(1, max(_SMALL, 8 * n * n) // (8 * n * particles))
 
 
 def log_mean_and_error(log_values: Float[Tensor, " R"]) -> tuple[float, float]:
@@ -124,6 +124,119 @@ def log_mean_and_error(log_values: Float[Tensor, " R"]) -> tuple[float, float]:
     return float(top + mean.log()), float(stderr)
 
 
+@dataclass(frozen=True)
+class _Guide:
+    """The EP posterior as the recursion in h that the module's docstring derives.
+
+    Row k of `factor` gives h from the standardised draws before k; then the draw itself is
+    `of_h * h + of_x * x + constant`, and the log weight gains log Phi(h) + (`quadratic` * h +
+    `linear`) * h; `offset` is what all coordinates together add to every weight.
+    """
+
+    factor: Float[Tensor, "n n"]
+    start: Float[Tensor, " n"]
+    of_h: list[float]
+    of_x: list[float]
+    constant: list[float]
+    quadratic: list[float]
+    linear: list[float]
+    offset: float
+
+
+def _guide(
+    solution: EPSolution, covariance: Float[Tensor, "n n"], precision: torch.dtype
+) -> _Guide:
+    failed = cholesky_(covariance)
+    if failed >= 0:
+        raise lost_digits(failed)
+    b = covariance.diagonal().clone()
+    tau, nu = solution.tau, solution.nu
+    s = (b.square().reciprocal() - tau).rsqrt()
+    scale = s / b.square()
+    covariance *= scale[:, None]
+    offset = (s / b).log() - 0.5 * (b * nu).square() - solution.log_c
+    return _Guide(
+        covariance.to(precision),
+        scale * solution.mean - s * nu,
+        ((s.square() - b.square()) / (s * b)).tolist(),
+        (s / b).tolist(),
+        (-b * nu).tolist(),
+        (0.5 * tau * b.square()).tolist(),
+        (-b.square() * nu / s).tolist(),
+        float(offset.sum()),
+    )
+
+
+def _move(
+    guide: _Guide,
+    which: range,
+    particles: int,
+    seed: int,
+    panel: int,
+    progress: Callable[[int], None],
+) -> tuple[Float[Tensor, " r"], int]:
+    """Logarithms of Z / Z_EP by the runs of these numbers, and how often they resampled."""
+    factor = guide.factor
+    n, device, runs = len(factor), factor.device, len(which)
+    # Draws and resampling apart: what is drawn for a coordinate does not depend on the resampling
+    # before it, so runs of one number share their noise between nearby problems.
+    generators = [_generator(device, seed, run, 0) for run in which]
+    resamplers = [_generator(device, seed, run, 1) for run in which]
+    kind: dict[str, Any] = {"dtype": torch.float64, "device": device}
+    noise = torch.empty((n, runs * particles), dtype=factor.dtype, device=device)
+    weights = torch.zeros(runs * particles, **kind)
+    log_weights = weights.view(runs, particles)
+    log_means = torch.zeros(runs, **kind)
+    resamplings = 0
+    for start, stop in panels(n, panel):
+        h = factor[start:stop, :start] @ noise[:start]
+        ancestors: dict[int, Tensor] = {}
+        for top, bottom in panels(stop - start, _SUB_PANEL):
+            top, bottom = top + start, bottom + start
+            own = h[top - start : bottom - start]
+            own.addmm_(factor[top:bottom, start:top], noise[start:top])
+            u = torch.cat(
+                [torch.rand((bottom - top, particles), generator=g, **kind) for g in generators], 1
+            )
+            u = 1 - u  # never 0
+            for k in range(top, bottom):
+                if k > top:
+                    own[k - top].addmv_(noise[top:k].T, factor[k, top:k])
+                now = own[k - top].to(torch.float64) + guide.start[k]
+                x, log_mass = draw(now, u[k - top])
+                x.mul_(guide.of_x[k]).add_(now, alpha=guide.of_h[k])
+                noise[k] = x.add_(guide.constant[k])
+                weights += log_mass
+                weights += now.mul(guide.quadratic[k]).add_(guide.linear[k]).mul_(now)
+            for run in _degenerate(log_weights):
+                chosen, log_mean = _systematic(log_weights[run], resamplers[run])
+                columns = slice(run * particles, (run + 1) * particles)
+                _permute(noise[start:bottom, columns], chosen)
+                _permute(h[bottom - start :, columns], chosen)
+                # Draws before the panel are not read until the next one: they move once a panel.
+                before = ancestors.get(run)
+                ancestors[run] = chosen if before is None else before[chosen]
+                log_weights[run] = 0.0
+                log_means[run] += log_mean
+                resamplings += 1
+        for run, chosen in ancestors.items():
+            _permute(noise[:start, run * particles : (run + 1) * particles], chosen)
+        progress(stop)
+    rest = torch.logsumexp(log_weights, 1) - math.log(particles) + guide.offset
+    return log_means + rest, resamplings
+
+
+def _generator(device: torch.device, seed: int, run: int, purpose: int) -> torch.Generator:
+    entropy = [abs(seed), int(seed < 0), run, purpose]
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return torch.Generator(device=device).manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def _permute(rows: Float[Tensor, "k N"], columns: Int[Tensor, " N"], panel: int = 512) -> None:
+    for start, stop in panels(len(rows), panel):
+        rows[start:stop] = rows[start:stop].index_select(1, columns)
+
+
 def _degenerate(log_weights: Float[Tensor, "R N"]) -> list[int]:
     """Runs whose effective sample size fell under half the particles."""
     weights = torch.softmax(log_weights, dim=1)
@@ -133,11 +246,11 @@ def _degenerate(log_weights: Float[Tensor, "R N"]) -> list[int]:
 
 def _systematic(
     log_weights: Float[Tensor, " N"], generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Int[Tensor, " N"], Float[Tensor, ""]]:
     """Ancestors by systematic resampling, and the logarithm of the mean weight."""
-    size = log_weights.shape[0]
+    size, device = log_weights.shape[0], log_weights.device
     edges = torch.softmax(log_weights, dim=0).cumsum(0)
-    shift = torch.rand(1, generator=generator, dtype=torch.float64).to(edges.device)
-    points = (torch.arange(size, dtype=torch.float64, device=edges.device) + shift) / size
+    shift = torch.rand(1, generator=generator, dtype=torch.float64, device=device)
+    points = (torch.arange(size, dtype=torch.float64, device=device) + shift) / size
     ancestors = torch.searchsorted(edges, points).clamp_max(size - 1)
     return ancestors, torch.logsumexp(log_weights, 0) - math.log(size)

@@ -44,7 +44,7 @@ class CorrelationRow:
 
 def quantities(study: Study) -> list[Quantity]:
     """What the figures of a study show, log P(f) under its first noise convention."""
-    noise = study.prior.noise[0]
+    noise = next(iter(study.prior.noise), 0.0)  # without any there is no such figure
     convention = "Heaviside" if noise == 0 else f"noise {noise:g}"
     return [
         Quantity("log_prior", f"log P(f), {convention} (nats)", "log P(f)", False)

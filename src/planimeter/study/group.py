@@ -35,7 +35,7 @@ from planimeter.training import FitResult, fit_ensemble, make_optimiser, stackab
 MOST = 16
 """Networks in a group: from here on a stack outgrows the processor's cache and gains no more."""
 
-_STACKED_MODELS = frozenset({"fully_connected"})
+_STACKED_MODELS = frozenset({"logistic_regression", "fully_connected", "mlp"})
 _STACKED_TRAINING = frozenset({"batch_size", "max_epochs"})
 _SHARED_BY_SGD = ("zeta", "learning_rate", "batch_size", "epochs", "seed")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -12,36 +11,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from planimeter.data import DATASETS
 from planimeter.errors import InputError
 from planimeter.flatness import MEASURES
+from planimeter.study.data_spec import DataSpec
+from planimeter.study.model_spec import ModelSpec
 
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataSpec(_Spec):
-    """S and E: which data set, how many rows, which classes are 1, chosen by which seed."""
-
-    name: str
-    train: int = Field(ge=1)
-    test: int = Field(ge=1)
-    positive: tuple[int, ...] = (5, 6, 7, 8, 9)
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _known(self) -> DataSpec:
-        return _one_of("data set", self.name, DATASETS, self)
-
-
-class ModelSpec(_Spec):
-    """A fully connected ReLU network with one output."""
-
-    name: Literal["fully_connected"] = "fully_connected"
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (40, 40)
-    sigma_w: float = Field(default=math.sqrt(2.0), gt=0)
-    sigma_b: float = Field(default=1.0, ge=0)
 
 
 class SGDSpec(_Spec):
@@ -102,9 +79,12 @@ class GridSpec(_Spec):
 
 
 class PriorSpec(_Spec):
-    """log P(f), under one or several noise conventions; the first is the one that figures show."""
+    """log P(f), under one or several noise conventions; the first is the one that figures show.
 
-    noise: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(0.0,), min_length=1)
+    Without any, log P(f) is not computed.
+    """
+
+    noise: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)
     particles: int = Field(default=1000, ge=10)
     runs: int = Field(default=8, ge=2)
 
@@ -133,6 +113,14 @@ class Study(_Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
+        available, largest = self.data.largest_attack_set(), max(self.grid.attack)
+        if available < 0:
+            raise ValueError(f"{self.data.name} has too few rows: {-available} are missing")
+        if available < largest:
+            raise ValueError(
+                f"{self.data.name} has {available} rows beside the training and test sets, too few "
+                f"for an attack set of {largest}"
+            )
         for name, settings in self.measures.items():
             _one_of("measure", name, MEASURES, self)
             for setting, value in settings.items():
@@ -144,6 +132,13 @@ class Study(_Spec):
                     raise ValueError(f"{name}.{setting} must be {kind}, got {value!r}")
         for name in self.figures:
             _one_of("figure quantity", name, ["log_prior", *self.measures], self)
+        if self.prior.noise and self.model.name != "fully_connected":
+            raise ValueError(
+                f"log P(f) needs the analytic kernel, which only fully_connected has, not "
+                f"{self.model.name}: set `prior: {{noise: []}}` to leave it out"
+            )
+        if "log_prior" in self.figures and not self.prior.noise:
+            raise ValueError("a figure of log_prior needs prior.noise: name other `figures`")
         return self
 
 

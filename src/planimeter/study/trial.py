@@ -18,14 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planimeter.data import BinarySplit, binary_split, load
+from planimeter.data import Split
 from planimeter.estimate import Estimate
 from planimeter.flatness import measure
 from planimeter.landscape import LossLandscape
 from planimeter.losses import binary_cross_entropy, predicted_classes
-from planimeter.models.fully_connected import fully_connected
+from planimeter.models.registry import build_model
 from planimeter.prior import log_prior, nngp_kernel
-from planimeter.study.spec import DataSpec, ModelSpec, Study
+from planimeter.study.data_spec import DataSpec
+from planimeter.study.spec import Study
 from planimeter.training import FitResult, fit_to_zero_error, make_optimiser
 
 # Raise this when a change of code changes the results of trials: old records then do not count.
@@ -112,13 +113,12 @@ def start_of(trial: Trial) -> Start:
             [trial.seed, trial.attack, trial.repetition]
         ).generate_state(4)
     )
+    if trial.data.get("ladder"):  # sets of all sizes from one seed contain one another
+        ladder = np.random.SeedSequence([trial.seed, 0, trial.repetition])
+        attack_seed = int(ladder.generate_state(2)[1])
     split = _split(json.dumps(trial.data, sort_keys=True))
-    model = fully_connected(
-        split.train_inputs[0].numel(),
-        trial.model["hidden"],
-        sigma_w=trial.model["sigma_w"],
-        sigma_b=trial.model["sigma_b"],
-        seed=init_seed,
+    model = build_model(
+        input_shape=split.train_inputs.shape[1:], outputs=1, seed=init_seed, **trial.model
     )
     return Start(
         model,
@@ -201,17 +201,12 @@ def measure_trained(
         function = predicted_classes(model.eval()(everything))
     test_labels = function[len(split.train_labels) :]
     known = known or {}
-    wanted = [name for name in trial.measures if name not in known]
-    settings = {name: trial.measures[name] for name in wanted}
-    measures = known | (measure(landscape, wanted, settings=settings) if wanted else {})
-    kernel = _kernel(
-        json.dumps(trial.data, sort_keys=True), json.dumps(trial.model, sort_keys=True)
-    )
+    wanted = {name: own for name, own in trial.measures.items() if name not in known}
+    measures = known | (measure(landscape, wanted, settings=wanted) if wanted else {})
+    what = json.dumps(trial.data, sort_keys=True), json.dumps(trial.model, sort_keys=True)
+    settings = {name: trial.prior[name] for name in ("particles", "runs")}
     priors = [
-        log_prior(
-            kernel, function, noise, particles=trial.prior["particles"], runs=trial.prior["runs"]
-        )
-        for noise in trial.prior["noise"]
+        log_prior(_kernel(*what), function, noise, **settings) for noise in trial.prior["noise"]
     ]
     return result | {
         "test_error": float((test_labels != split.test_labels).double().mean()),
@@ -232,20 +227,17 @@ def landscape_of(model: torch.nn.Module, train: tuple[Tensor, Tensor]) -> LossLa
 
 
 @lru_cache(maxsize=4)
-def _split(data: str) -> BinarySplit:
-    spec = DataSpec.model_validate_json(data)
-    return binary_split(
-        load(spec.name), train=spec.train, test=spec.test, positive=spec.positive, seed=spec.seed
-    )
+def _split(data: str) -> Split:
+    return DataSpec.model_validate_json(data).split()
 
 
 @lru_cache(maxsize=2)
 def _kernel(data: str, model: str) -> Tensor:
     """The kernel of S and E in this order, shared by all trials of a worker."""
-    spec, split = ModelSpec.model_validate_json(model), _split(data)
+    spec, split = json.loads(model), _split(data)
     inputs = torch.cat([split.train_inputs, split.test_inputs])
-    network = fully_connected(inputs[0].numel(), spec.hidden)
-    return nngp_kernel(network, inputs, sigma_w=spec.sigma_w, sigma_b=spec.sigma_b)
+    network = build_model(input_shape=inputs.shape[1:], outputs=1, **spec)
+    return nngp_kernel(network, inputs, sigma_w=spec["sigma_w"], sigma_b=spec["sigma_b"])
 
 
 def _save(model: torch.nn.Module, path: Path) -> None:

@@ -1,0 +1,260 @@
+r"""Functions of random networks, thousands at a time, from a stream that can be played again.
+
+**Fully connected ReLU networks.** With :math:`W_l \sim N(0, \sigma_w^2/n_{l-1})` and
+:math:`b_l \sim N(0, \sigma_b^2)`, write :math:`h_l = k_l \hat h_l`, where
+:math:`k_l = k_{l-1}\, \sigma_w / \sqrt{n_{l-1}}`. ReLU is positively homogeneous, so
+
+.. math:: \hat h_l = \mathrm{ReLU}(\Omega_l \hat h_{l-1} + (\sigma_b / k_l)\, \beta_l),
+
+with :math:`\Omega` and :math:`\beta` of *standard* normals: no weight is scaled, and the sign of
+the output is the network's. Normals of deviation s do as well, with :math:`k_l` divided by
+:math:`s^{l-1}`. Biases cost no pass over the activations: with :math:`m_l = \hat h_l + s_l`,
+
+.. math:: m_l = \max(\Omega_l m_{l-1}, s_l), \qquad
+          s_l = \Omega_l s_{l-1} + (\sigma_b / k_l)\, \beta_l, \qquad s_1 = 0
+
+(:math:`\beta` and :math:`-\beta` have the same law), so a shift is a number a unit, not one a unit
+and input. The first layer takes its bias as one more input. The function is
+:math:`[\Omega_L m_{L-1} > s_L]`. The distribution is exact; rounding in float32 decides outputs
+within about 1e-6 of 0, relative to the terms of their sum.
+
+**Normals** on the CPU are quantiles, :math:`\mathrm{erf}^{-1}(u)` of a uniform u in (-1, 1), for
+which :math:`s = 2^{-1/2}`: in float32, u has 24 bits and the tails reach 5.4 deviations. (Box and
+Muller's method in torch's operations takes a quarter longer, ziggurat normals of NumPy four times
+as long.) Elsewhere they are torch's.
+
+**Any other module** is evaluated by `torch.func.vmap` over stacked parameters.
+
+Batch i of a stream has its own generator, seeded by (seed, i): batches can be drawn in any order,
+by any number of threads, and again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from planimeter.errors import InputError
+from planimeter.prior.initialisation import gaussian_deviations
+from planimeter.prior.packing import pack, pack_on_device
+
+BATCH = 4096
+"""Networks of one batch, and of one generator."""
+_NORMALS, _ACTIVATIONS = 1 << 20, 1 << 19
+"""Bytes of normals drawn at a time, and of a layer's activations: what a core's cache holds."""
+_DEVICE = 1 << 29
+"""Bytes of either on an accelerator, which wants large blocks."""
+
+
+class Functions(Protocol):
+    """A stream of functions. It has buffers, so every thread needs its own."""
+
+    def batch(self, seed: int, index: int) -> NDArray[np.uint64]:
+        """The functions of one batch, (BATCH, words)."""
+        ...
+
+
+class FullyConnectedFunctions:
+    """Functions of fully connected ReLU networks with one output.
+
+    Arguments:
+        x: (n, d) inputs, float32, on the device to use.
+        hidden: widths of the hidden layers; none for a linear network.
+        sigma_w, sigma_b: standard deviations of weights (times the root of fan-in) and biases.
+    """
+
+    def __init__(
+        self, x: Float[Tensor, "n d"], hidden: Sequence[int], sigma_w: float, sigma_b: float
+    ) -> None:
+        n, d = x.shape
+        widths = [*hidden, 1]
+        parameters = sum((i + 1) * o for i, o in pairwise([d, *widths]))
+        # Normals are drawn for many networks, whose activations are computed for some at a time.
+        drawn = _block(parameters, x.device, _NORMALS)
+        at_once = min(_block(n * max(widths), x.device, _ACTIVATIONS), drawn)
+        self.pieces = [slice(i, i + at_once) for i in range(0, drawn, at_once)]
+        self.normals = _normals(drawn * parameters, x.device)
+        scales = np.cumprod([sigma_w / math.sqrt(width) for width in (d, *hidden)])
+        scales /= self.normals.deviation ** np.arange(len(scales))
+        self.bias_scales = [float(sigma_b / scale) for scale in scales]
+        constant = x.new_full((n, 1), self.bias_scales[0])
+        self.x = torch.cat([x, constant], dim=1).T.contiguous()
+        self.first = self.normals.values[: drawn * widths[0] * (d + 1)].view(drawn, -1, d + 1)
+        self.later: list[tuple[Tensor, Tensor]] = []
+        used = self.first.numel()
+        for i, o in pairwise(widths):
+            middle, end = used + drawn * o * i, used + drawn * o * (i + 1)
+            weights = self.normals.values[used:middle].view(drawn, o, i)
+            self.later.append((weights, self.normals.values[middle:end].view(drawn, o, 1)))
+            used = end
+        self.activations = [x.new_empty(at_once, width, n) for width in widths[:-1]]
+        self.outputs = x.new_empty(drawn, 1, n)
+
+    def batch(self, seed: int, index: int) -> NDArray[np.uint64]:
+        """See `Functions`."""
+        self.normals.restart(seed, index)
+        return np.concatenate([self._drawn() for _ in range(BATCH // len(self.outputs))])
+
+    def _drawn(self) -> NDArray[np.uint64]:
+        """Functions of as many networks as there are normals for."""
+        self.normals.draw()
+        shifts: list[Tensor] = []
+        for (weights, biases), scale in zip(self.later, self.bias_scales[1:], strict=True):
+            if shifts:
+                shifts.append(torch.baddbmm(biases, weights, shifts[-1], beta=scale))
+            else:
+                shifts.append(biases * scale)
+        for piece in self.pieces:
+            self._evaluate(piece, shifts)
+        threshold = shifts[-1] if shifts else 0.0
+        return _packed((self.outputs > threshold).squeeze(1))
+
+    def _evaluate(self, piece: slice, shifts: list[Tensor]) -> None:
+        layers = [*self.activations, self.outputs[piece]]
+        m = layers[0]
+        torch.mm(self.first[piece].flatten(0, 1), self.x, out=m.view(-1, m.shape[-1]))
+        for layer, (weights, _) in enumerate(self.later):
+            if layer == 0:
+                m.relu_()
+            else:
+                torch.maximum(m, shifts[layer - 1][piece], out=m)
+            m = torch.bmm(weights[piece], m, out=layers[layer + 1])
+
+
+class ModuleFunctions:
+    """Functions of any module with one output, with Gaussian weights.
+
+    Arguments:
+        module: on the device to use; evaluated in eval mode, its normalisation layers and buffers
+            as they are.
+        x: (n, ...) inputs, on the same device.
+        sigma_w, sigma_b: standard deviations of weights (times the root of fan-in) and biases.
+
+    Raises:
+        InputError: a parameter has no Gaussian initialisation, or there is not one output a row.
+    """
+
+    def __init__(
+        self, module: nn.Module, x: Float[Tensor, "n ..."], sigma_w: float, sigma_b: float
+    ) -> None:
+        self.module, self.x = module, x
+        self.deviations = gaussian_deviations(module, sigma_w, sigma_b)
+        self.shapes = {
+            name: p.shape for name, p in module.named_parameters() if name in self.deviations
+        }
+        self.generator = torch.Generator(x.device)
+        with torch.no_grad():
+            outputs = module(x[:2])
+        if outputs.numel() != len(x[:2]):
+            raise InputError(
+                f"the network has outputs of shape {tuple(outputs.shape)} on {len(x[:2])} inputs; "
+                f"a binary function needs one number an input"
+            )
+        size = _largest_activation(module, x[:2]) * len(x)
+        self.networks = _block(size, x.device, _ACTIVATIONS)
+
+    def batch(self, seed: int, index: int) -> NDArray[np.uint64]:
+        """See `Functions`."""
+        self.generator.manual_seed(_torch_seed(seed, index))
+        blocks = [self._block_of_functions() for _ in range(BATCH // self.networks)]
+        return np.concatenate(blocks)
+
+    def _block_of_functions(self) -> NDArray[np.uint64]:
+        stacked = {
+            name: torch.randn(
+                self.networks, *shape, generator=self.generator, device=self.x.device,
+                dtype=self.x.dtype,
+            ).mul_(self.deviations[name])
+            for name, shape in self.shapes.items()
+        }  # fmt: skip
+
+        def outputs(parameters: dict[str, Tensor]) -> Tensor:
+            return functional_call(self.module, parameters, (self.x,)).reshape(-1)
+
+        return _packed(vmap(outputs)(stacked) > 0)
+
+
+class _Quantiles:
+    """Normals of variance 1/2 on the CPU."""
+
+    deviation = 0.5**0.5
+
+    def __init__(self, size: int) -> None:
+        self.values = torch.empty(size)
+        self.bits = np.random.SFC64(0)
+
+    def restart(self, seed: int, index: int) -> None:
+        self.bits = np.random.SFC64(_sequence(seed, index))
+
+    def draw(self) -> Tensor:
+        words = self.bits.random_raw(-(-len(self.values) // 2)).view(np.int32)
+        self.values.copy_(torch.from_numpy(words)[: len(self.values)])
+        # Just inside (-1, 1): at the ends, which rounding reaches, the quantile is infinite.
+        return self.values.mul_(2.0**-31 * (1 - 2.0**-24)).erfinv_()
+
+
+class _DeviceNormals:
+    """Standard normals by torch's generator of a device."""
+
+    deviation = 1.0
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.values = torch.empty(size, device=device)
+        self.generator = torch.Generator(device)
+
+    def restart(self, seed: int, index: int) -> None:
+        self.generator.manual_seed(_torch_seed(seed, index))
+
+    def draw(self) -> Tensor:
+        return self.values.normal_(generator=self.generator)
+
+
+def _normals(size: int, device: torch.device) -> _Quantiles | _DeviceNormals:
+    return _Quantiles(size) if device.type == "cpu" else _DeviceNormals(size, device)
+
+
+def _packed(bits: Bool[Tensor, "k n"]) -> NDArray[np.uint64]:
+    return pack(bits.numpy()) if bits.device.type == "cpu" else pack_on_device(bits)
+
+
+def _sequence(seed: int, index: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence(seed, spawn_key=(index,))
+
+
+def _torch_seed(seed: int, index: int) -> int:
+    return int(_sequence(seed, index).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _block(numbers: int, device: torch.device, cache: int) -> int:
+    """Networks at a time, a power of two, when each takes so many numbers."""
+    fitting = max((cache if device.type == "cpu" else _DEVICE) // (4 * numbers), 1)
+    return int(min(1 << (fitting.bit_length() - 1), BATCH))
+
+
+def _largest_activation(module: nn.Module, x: Tensor) -> int:
+    """Numbers an input in the largest output of a layer."""
+    sizes = [x[0].numel()]
+    hooks = [
+        layer.register_forward_hook(
+            lambda layer, arguments, output: (
+                sizes.append(output.numel() // len(x)) if isinstance(output, Tensor) else None
+            )
+        )
+        for layer in module.modules()
+    ]
+    try:
+        with torch.no_grad():
+            module(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(sizes)

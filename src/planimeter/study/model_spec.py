@@ -1,0 +1,51 @@
+"""The network of a study: a name in `MODELS`, and the settings of that architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from planimeter.models.registry import check_settings, default_settings
+
+_Share = Annotated[float, Field(ge=0, lt=1)]
+SETTINGS: dict[str, Any] = {
+    "hidden": tuple[Annotated[int, Field(ge=1)], ...],
+    "sigma_w": Annotated[float, Field(gt=0, allow_inf_nan=False)],
+    "sigma_b": Annotated[float, Field(ge=0, allow_inf_nan=False)],
+    "biases": bool,
+    "dropout": _Share,
+    "input_dropout": _Share,
+    "small_images": bool,
+    "depth": Annotated[int, Field(ge=1)],
+    "width": Annotated[int, Field(ge=1)],
+}
+"""Type and range of each setting that an architecture may have."""
+
+
+class ModelSpec(BaseModel):
+    """An architecture by name, with all of its settings as further fields, given or default."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "fully_connected"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or not isinstance(given.get("name", ""), str):
+            return given  # which pydantic explains
+        settings = {key: value for key, value in given.items() if key != "name"}
+        name = given.get("name", cls.model_fields["name"].default)
+        check_settings(name, settings)
+        whole = default_settings(name) | settings
+        return {"name": name} | {key: _checked(key, value) for key, value in whole.items()}
+
+
+def _checked(setting: str, value: Any) -> Any:
+    try:
+        return TypeAdapter(SETTINGS[setting]).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([setting, *map(str, first["loc"])])
+        raise ValueError(f"{place}: {first['msg']}, got {first['input']!r}") from error
