@@ -267,7 +267,7 @@ class _Run:
 def _check_rows(model: nn.Module, loss: Loss, data: MemberData) -> None:
     """Refuse a loss that is no mean over rows, and labels that it does not take."""
     if loss is binary_cross_entropy:
-        loss(torch.zeros(len(data.labels)), data.labels)
+        loss(data.inputs.new_zeros(len(data.labels)), data.labels)
     rows = min(8, len(data.labels))
     cut = rows // 3
     with torch.no_grad():
