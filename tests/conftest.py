@@ -58,7 +58,7 @@ SMALL_STUDY = """\
 title: small
 data: {name: digits, train: 30, test: 30}
 model: {hidden: [10]}
-training: {max_epochs: 300}
+training: {batch_size: 16, max_epochs: 300}
 grid:
   optimisers:
     - {name: adam, lr: 0.01}

@@ -109,3 +109,41 @@ def test_a_browser_draws_every_point(store, tmp_path):
     ).stdout  # fmt: skip
     # 12 trials in each of 3 rows of panels, as SVG paths with the class `point`.
     assert len(re.findall(r'<path class="point"', page)) == 36
+
+
+def test_diverged_trials_are_named_with_their_epoch(small_study, tmp_path):
+    store, trials = Store(tmp_path), trials_of(small_study)
+    with store.writing(small_study, "small"):
+        for trial in trials[1:]:
+            store.add(trial, result(trial))
+        wild = result(trials[0], converged=False)
+        wild["fit"] |= {"diverged": True, "epochs": 7}
+        store.add(trials[0], {"fit": wild["fit"], "measures": {}, "log_prior": []})
+    built = build_report(store)
+    (warning,) = built.warnings
+    assert "1 of 12 trials diverged, the loss became infinite or NaN, and are left out" in warning
+    assert f"{trials[0].label} (epoch 7)" in warning
+    assert "(diverged)" in built.html.read_text()
+
+
+def test_weight_decays_stand_beside_loss_and_accuracy(small_study, tmp_path):
+    grid = small_study.grid.model_copy(update={"attack": (0,), "weight_decay": (0.0, 0.01)})
+    study, store = small_study.model_copy(update={"grid": grid}), Store(tmp_path)
+    traces: dict = {}
+    with store.writing(study, "small"):
+        for trial in trials_of(study):
+            made = result(trial) | {"train_error": 0.02}
+            decay = trial.optimiser["weight_decay"]
+            made["measures"]["trace"] = {
+                "value": 5 * decay + trial.repetition, "stderr": 0.0, "converged": True,
+            }  # fmt: skip
+            store.add(trial, made)
+            traces.setdefault(decay, []).append(5 * decay + trial.repetition)
+    built = build_report(store)
+    rows = [(r.optimiser, r.weight_decay, r.networks) for r in built.decays]
+    assert rows == [("adam", 0.0, 3), ("adam", 0.01, 3), ("sgd", 0.0, 3), ("sgd", 0.01, 3)]
+    means = built.decays[1].means
+    assert means["train accuracy (%)"] == pytest.approx((98.0, 0.0))
+    assert means["train loss"] == pytest.approx((0.05, 0.0))
+    assert means["tr H"] == pytest.approx((1.05, 1 / 3**0.5))
+    assert "What does weight decay do?" in built.html.read_text()

@@ -14,7 +14,7 @@ STUDY = """\
 title: small
 data: {DATA}
 model: {hidden: [5]}
-training: {max_epochs: 2}
+training: {batch_size: 20, max_epochs: 2}
 grid:
   optimisers: [{name: adam}]
   attack: [10]

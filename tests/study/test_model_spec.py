@@ -15,7 +15,7 @@ STUDY = """\
 title: small
 data: {name: digits, train: 24, test: 12}
 model: MODEL
-training: {max_epochs: 60}
+training: {batch_size: 28, max_epochs: 60}
 grid: {optimisers: [{name: adam, lr: 0.01}], attack: [4], repetitions: 1}
 prior: {noise: []}
 measures: {top_eigenvalue: {}, rangamani: {}}

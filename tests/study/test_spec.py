@@ -1,8 +1,17 @@
 import pytest
+import torch
 
 from planimeter.errors import InputError
-from planimeter.study import built_in_studies, load_study, trials_of
+from planimeter.study import Study, built_in_studies, load_study, trials_of
 from planimeter.study.spec import parse_study
+from planimeter.training import (
+    OPTIMISERS,
+    Averaging,
+    Timetable,
+    constant,
+    make_optimiser,
+    zero_error,
+)
 
 GOOD = """\
 title: small
@@ -32,6 +41,8 @@ def test_every_built_in_study_is_valid():
         assert load_study(name).title
     assert len(trials_of(load_study("demo"))) >= 60
     assert len(trials_of(load_study("zhang2021/fig3-mnist"))) == 55
+    assert len(trials_of(load_study("granziol2020/regularisation"))) == 15
+    assert load_study("zhang2021/fig5").training.overtrain == 1000
 
 
 @pytest.mark.parametrize(
@@ -84,3 +95,107 @@ def test_keys_depend_on_what_determines_the_result_and_on_nothing_else():
         GOOD + "training: {batch_size: 16}\n",
     ):
         assert not set(keys(GOOD)) & set(keys(changed))
+
+
+TRAINING = """\
+title: trained
+data: {name: digits, train: 60, test: 20, classes: all}
+training:
+  stop: loss_below
+  loss_below: 0.1
+  overtrain: 20
+  schedule: {name: linear, ratio: 0.5, epochs: 161}
+  averaging: {start: 161}
+  record: {epochs: [0, 10], after_stop: [0, 20], measures: {trace: {probes: 5}}}
+  rescale: {layer: "1", alpha: 0.5, after_stop: [10]}
+  checkpoints: {every: 100}
+grid:
+  optimisers:
+    - {name: adamw, lr: 0.001, betas: [0.9, 0.99]}
+    - {name: padam}
+  weight_decay: [0.0, 0.25]
+  attack: [0]
+  repetitions: 1
+measures:
+  trace: {}
+prior: null
+figures: [trace]
+"""
+
+
+def test_training_is_said_in_yaml():
+    study = parse_study(TRAINING, "trained.yaml")
+    training = study.training
+    assert training.schedule.function(5000)(161) == 0.5
+    assert training.average == Averaging(161)
+    assert training.record.timetable == Timetable(epochs=(0, 10), after_stop=(0, 20))
+    assert [t.label for t in trials_of(study)] == [
+        "adamw |A|=0 #0", "adamw wd=0.25 |A|=0 #0", "padam |A|=0 #0", "padam wd=0.25 |A|=0 #0",
+    ]  # fmt: skip
+    assert len({t.key for t in trials_of(study)}) == 4
+    assert study.prior.noise == ()
+
+
+def test_old_studies_have_the_keys_that_they_had():
+    """A setting that is not used leaves the plain data, and so the key, as it was without it."""
+    plain = parse_study(GOOD, "good.yaml").model_dump(mode="json")
+    assert plain["training"] == {"batch_size": 32, "max_epochs": 5000}
+    assert plain["grid"] == {
+        "optimisers": [
+            {"name": "adam", "lr": 0.001}, {"name": "sgd", "lr": 0.1, "momentum": 0.0},
+        ],
+        "attack": [0, 5],
+        "repetitions": 2,
+    }  # fmt: skip
+    for text in (GOOD, TRAINING):
+        study = parse_study(text, "x")
+        assert Study.model_validate_json(study.model_dump_json()) == study
+
+
+def test_defaults_are_what_studies_always_meant():
+    training = parse_study(GOOD, "good.yaml").training
+    assert training.rule is zero_error
+    assert training.schedule.function(10) is constant
+    assert (training.overtrain, training.average, training.record) == (0, None, None)
+    assert (training.batch_size, training.max_epochs) == (32, 5000)
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_every_optimiser_can_stand_in_a_study(name):
+    text = GOOD.replace("{name: adam}", f"{{name: {name}, lr: 0.2}}").replace(
+        "    - name: sgd\n      lr: 0.1\n", ""
+    )
+    trial = trials_of(parse_study(text, "x"))[0]
+    settings = {key: value for key, value in trial.optimiser.items() if key != "name"}
+    made = make_optimiser(name, [torch.zeros(1, requires_grad=True)], **settings)
+    assert made.param_groups[0]["lr"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: padam", "name: padm", "line 15: no optimiser 'padm'; .*did you mean 'padam'"),
+        ("{name: padam}", "{lr: 1.0}", "line 15: grid.optimisers.1 needs a `name`"),
+        ("betas: [0", "beta: [0", "line 14: unknown key 'grid.optimisers.0.beta'; .*mean 'betas'"),
+        ("lr: 0.001", "lr: 0", r"line 14: grid.optimisers.0.lr: .*greater than 0 \(got 0\)"),
+        ("name: linear", "name: liner", "line 7: no schedule 'liner'; .*did you mean 'linear'"),
+        ("ratio: 0.5", "rato: 0.5", "line 7: unknown key 'training.schedule.rato'; .*'ratio'"),
+        ("stop: loss_below", "stop: loss_blow", "line 4: training.stop: .*mean 'loss_below'"),
+        ("loss_below: 0.1", "overtrain: 1", "and a value for `loss_below` belong together"),
+        ("{start: 161}", "{strat: 161}", "line 8: unknown key 'training.averaging.strat'; .*start"),
+        ("{start: 161}", "{start: 9999}", "averaging starts at epoch 9999, training ends at 5020"),
+        ("after_stop: [0,", "after_sop: [0,", "line 9: unknown key .*did you mean 'after_stop'"),
+        ("{trace: {probes", "{trac: {probes", "no measure 'trac'.*did you mean 'trace'"),
+        ("alpha: 0.5", "alpha: -1", "line 10: training.rescale.alpha: .*greater than 0"),
+        ("[0.0, 0.25]", "[0.1, 0.1]", "weight decays must differ"),
+        ("name: padam", "name: entropy_sgd", "entropy_sgd has no weight decay"),
+        ("stop: loss_below", "augmentation: flip", "augmentation: .*'none' or 'flip_crop'"),
+        ("prior: null", "prior: {noise: [0.0]}", "needs a binary task: set `prior: null`"),
+        ("probes: 5}}}", "probes: 5}}, log_prior: true}", "to be recorded: give `prior`"),
+        ("figures: [trace]", "figures: [log_prior]", "a figure of log_prior needs prior.noise"),
+    ],
+)
+def test_mistakes_in_training_are_named(old, new, message):
+    assert old in TRAINING
+    with pytest.raises(InputError, match=message):
+        parse_study(TRAINING.replace(old, new), "bad.yaml")

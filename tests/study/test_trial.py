@@ -1,11 +1,18 @@
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from planimeter.study import trials_of
+from planimeter.study import Study, load_study, trials_of
+from planimeter.study.data_spec import DataSpec
+from planimeter.study.optimiser_spec import SGDSpec
+from planimeter.study.spec import PriorSpec
+from planimeter.study.training_spec import TrainingSpec
 from planimeter.study.trial import run_trial
+from planimeter.training import OPTIMISERS
+from planimeter.training.stream import BatchStream
 
 
 def test_a_trial_is_reproducible_and_plain_json(small_study, tmp_path):
@@ -46,3 +53,104 @@ def test_not_reaching_zero_error_is_stored_not_hidden(small_study):
     assert not result["fit"]["converged"]
     assert result["fit"]["reason"]
     assert "test_error" in result
+
+
+def changed(study, **training):
+    """The study with another training section."""
+    section = TrainingSpec.model_validate({"batch_size": 16, "max_epochs": 300} | training)
+    return study.model_copy(update={"training": section})
+
+
+def test_a_diverged_trial_is_stored_as_such_with_its_epoch(small_study):
+    wild = small_study.grid.model_copy(
+        update={"optimisers": (SGDSpec(name="sgd", lr=1e25), *small_study.grid.optimisers)}
+    )
+    result = run_trial(trials_of(small_study.model_copy(update={"grid": wild}))[0])
+    assert result["fit"]["diverged"]
+    assert not result["fit"]["converged"]
+    assert 1 <= result["fit"]["epochs"] < 300
+    assert "the loss became" in result["fit"]["reason"]
+    assert result["measures"] == {}
+    json.dumps(result)
+
+
+def test_records_hold_measures_and_the_prior(small_study):
+    study = changed(
+        small_study,
+        overtrain=6,
+        record={"after_stop": [0, 6], "measures": {"trace": {"probes": 5}}, "log_prior": True},
+        rescale={"layer": "1", "alpha": 0.5, "after_stop": [3]},
+    )
+    result = run_trial(trials_of(study)[-1])
+    assert result["fit"]["epochs"] == result["fit"]["stop_epoch"] + 6
+    at_zero, last = (r["values"] for r in result["fit"]["records"])
+    assert at_zero["train_errors"] == 0
+    assert last["log_prior"] == result["log_prior"]
+    assert last["trace"]["value"] == pytest.approx(result["measures"]["trace"]["value"], rel=1e-6)
+    assert last["loss"] == pytest.approx(result["train_loss"], rel=1e-6)
+
+
+def test_an_interrupted_trial_goes_on_from_its_checkpoint(small_study, tmp_path, monkeypatch):
+    study = changed(small_study, stop="epochs", max_epochs=12, checkpoints={"every": 5})
+    trial = trials_of(study)[0]
+    expected = run_trial(trial)
+    run_trial(trial, tmp_path)
+    for done in ("epoch-000010", "epoch-000012"):
+        shutil.rmtree(tmp_path / trial.key / done)
+    epochs = []
+    original = BatchStream.take
+    monkeypatch.setattr(
+        BatchStream, "take", lambda stream: epochs.append(stream.epochs) or original(stream)
+    )
+    result = run_trial(trial, tmp_path)
+    assert sorted(set(epochs)) == list(range(5, 12))
+    for name in ("fit", "measures", "log_prior", "train_loss"):
+        assert result[name] == expected[name]
+
+
+def test_several_classes_and_weight_decays(small_study):
+    grid = small_study.grid.model_copy(update={"attack": (0,), "weight_decay": (0.0, 0.1)})
+    study = changed(small_study, stop="epochs", max_epochs=40).model_copy(
+        update={
+            "data": DataSpec(name="digits", train=60, test=60, classes="all"),
+            "grid": grid,
+            "prior": PriorSpec(noise=()),
+        }
+    )
+    free, decayed = [run_trial(t) for t in trials_of(study) if t.repetition == 0][:2]
+    assert free["log_prior"] == []
+    assert free["fit"]["train_errors"] == round(60 * free["train_error"]) < 6
+    assert free["theta_norm"] > decayed["theta_norm"]
+    assert free["train_loss"] < decayed["train_loss"]
+
+
+@pytest.mark.slow
+def test_weight_decay_makes_networks_that_fit_sharper():
+    """granziol2020, claim 1: two orders of magnitude, at training accuracy 1."""
+    study = load_study("granziol2020/regularisation")
+    ends = [t for t in trials_of(study) if t.repetition == 0][:: len(study.grid.weight_decay) - 1]
+    weak, strong = (run_trial(t) for t in ends)
+    assert weak["train_error"] == strong["train_error"] == 0
+    assert weak["train_loss"] < strong["train_loss"]
+    for name in ("top_eigenvalue", "trace"):
+        ratio = strong["measures"][name]["value"] / weak["measures"][name]["value"]
+        assert ratio > 100
+
+
+def test_augmented_batches_are_for_training_only(small_study):
+    study = changed(small_study, stop="epochs", max_epochs=3, augmentation="flip_crop")
+    plain = changed(small_study, stop="epochs", max_epochs=3)
+    one, again, other = (run_trial(trials_of(s)[0]) for s in (study, study, plain))
+    assert one["train_loss"] == again["train_loss"] != other["train_loss"]
+    assert one["train_error"] == one["fit"]["train_errors"] / 30
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_trial_runs_with_every_optimiser(small_study, name):
+    grid = {"optimisers": [{"name": name, "lr": 0.01}], "attack": [10], "repetitions": 1}
+    training = {"batch_size": 16, "max_epochs": 3, "stop": "epochs", "averaging": {"start": 2}}
+    plain = small_study.model_dump(mode="json") | {"grid": grid, "training": training}
+    result = run_trial(trials_of(Study.model_validate(plain))[0])
+    assert result["fit"]["converged"]
+    assert result["fit"]["epochs"] >= 3
+    assert result["train_error"] == result["fit"]["train_errors"] / 30

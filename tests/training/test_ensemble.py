@@ -9,7 +9,7 @@ from planimeter.errors import InputError
 from planimeter.landscape.stack import ChainStack, MappedStack, stack_of
 from planimeter.losses import binary_cross_entropy, predicted_classes
 from planimeter.models.fully_connected import fully_connected
-from planimeter.training import EntropySGD, fit_ensemble, fit_to_zero_error
+from planimeter.training import EntropySGD, Padam, fit, fit_ensemble, fit_to_zero_error
 
 ATTACKS = (0, 13, 40, 7)  # epochs and last batches of different sizes
 OPTIMISERS = [
@@ -21,10 +21,12 @@ OPTIMISERS = [
     (torch.optim.AdamW, [{"weight_decay": wd} for wd in (0.0, 0.5, 0.1, 0.5)]),
     (torch.optim.Adagrad, [{"lr": 0.01}, {"lr": 0.02}, {"lr": 0.01}, {"lr_decay": 0.1}]),
     (torch.optim.RMSprop, [{"lr": 1e-3}, {"lr": 1e-3, "momentum": 0.9}, {"lr": 5e-4}, {}]),
+    (Padam, [{"lr": 0.05}, {"lr": 0.1, "weight_decay": 0.01}, {"lr": 0.05}, {"partial": 0.25}]),
     (EntropySGD, [{"lr": 0.5}, {"lr": 1.0, "gamma": 0.1}, {"lr": 0.5}, {"thermal_noise": 0.01}]),
 ]  # fmt: skip
 NAMES = [
-    "sgd", "momentum", "nesterov", "adam", "amsgrad", "adamw", "adagrad", "rmsprop", "entropy_sgd",
+    "sgd", "momentum", "nesterov", "adam", "amsgrad", "adamw", "adagrad", "rmsprop", "padam",
+    "entropy_sgd",
 ]  # fmt: skip
 
 
@@ -37,7 +39,9 @@ def network(seed):
     return fully_connected(64, (12, 8), seed=seed)
 
 
-def singles(split, make, settings, attacks=ATTACKS, build=network, **options):
+def singles(
+    split, make, settings, attacks=ATTACKS, build=network, fitted=fit_to_zero_error, **options
+):
     """Every network alone."""
     models, results = [], []
     for seed, (attack, own) in enumerate(zip(attacks, settings, strict=True)):
@@ -47,9 +51,7 @@ def singles(split, make, settings, attacks=ATTACKS, build=network, **options):
         train = (split.train_inputs, split.train_labels)
         rows = split.attack_set(attack, seed)
         results.append(
-            fit_to_zero_error(
-                model, binary_cross_entropy, optimiser, train, rows, seed=seed, **options
-            )
+            fitted(model, binary_cross_entropy, optimiser, train, rows, seed=seed, **options)
         )
         models.append(model)
     return models, results
@@ -93,8 +95,9 @@ def test_a_hundred_steps_are_those_of_single_runs(split, make, settings):
 
 def test_full_batches(split):
     settings = [{"lr": 0.1}] * 4
-    size = 80 + max(ATTACKS)
-    alone, results = singles(split, torch.optim.SGD, settings, batch_size=size, max_epochs=100)
+    alone, results = singles(
+        split, torch.optim.SGD, settings, fitted=fit, batch_size=None, max_epochs=100
+    )
     side, found = together(split, torch.optim.SGD, settings, batch_size=None, max_epochs=100)
     assert found == results
     assert max(map(distance, alone, side)) < 1e-5
@@ -279,6 +282,8 @@ def test_bad_input_is_refused(split):
         attempt(optimiser="entropy_sgd", settings=[{"inner_steps": 3}, {"inner_steps": 4}])
     with pytest.raises(InputError, match="at least 1"):
         attempt(max_epochs=0)
+    with pytest.raises(InputError, match="batch_size 81 is larger than the 80 rows"):
+        attempt(batch_size=81)
 
 
 @pytest.mark.slow

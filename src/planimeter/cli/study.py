@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
 
-from planimeter.cli.output import AsJson, errors, output, print_json, print_table, progress_bar
+from planimeter.cli.output import (
+    AsJson,
+    errors,
+    output,
+    print_json,
+    print_table,
+    print_wide_table,
+    progress_bar,
+)
+from planimeter.estimate import format_with_error
 from planimeter.study import Store, Study, Trial, built_in_studies, load_study, trials_of
 
 app = typer.Typer(help="Experiments over many networks, from YAML files.", no_args_is_help=True)
@@ -79,7 +89,8 @@ def status(
         return
     output.print(f"{reference} in {folder}: {len(records)} of {len(trials)} trials done")
     if stuck:
-        output.print(f"{len(stuck)} did not reach zero error: {', '.join(stuck)}", highlight=False)
+        goal = "zero error" if study.training.stop == "zero_error" else "their stopping point"
+        output.print(f"{len(stuck)} did not reach {goal}: {', '.join(stuck)}", highlight=False)
     if len(records) < len(trials):
         output.print(
             f"finish it with: planimeter study run {reference} --out {folder}", highlight=False
@@ -186,6 +197,7 @@ def print_report(store: Store, as_json: bool) -> None:
                     | {n: vars(getattr(r, n)) for n in ("pearson", "spearman", "kendall")}
                     for r in built.rows
                 ],
+                "weight_decays": [asdict(row) for row in built.decays],
             }
         )
         return
@@ -204,4 +216,17 @@ def print_report(store: Store, as_json: bool) -> None:
         ("", "Pearson r", "Spearman ρ", "Kendall τ"),
         lines,
     )
+    if built.decays:
+        print_wide_table(
+            "What weight decay does: means over the networks, with their standard errors",
+            ("optimiser, decay", "networks", *built.decays[0].means),
+            [
+                (
+                    f"{OPTIMISER_LABELS[row.optimiser]} {row.weight_decay:g}",
+                    str(row.networks),
+                    *(format_with_error(*mean) for mean in row.means.values()),
+                )
+                for row in built.decays
+            ],
+        )
     output.print(f"report: {built.html.resolve()}", highlight=False, soft_wrap=True)

@@ -13,8 +13,16 @@ import yaml
 from planimeter.errors import InputError
 from planimeter.estimate import format_with_error
 from planimeter.report.figures import OPTIMISER_LABELS, interactive_figure, printed_figure
-from planimeter.report.table import CorrelationRow, correlation_rows, quantities, usable
-from planimeter.study import Record, Store, trials_of
+from planimeter.report.over_time import curves, interactive_curves, printed_curves
+from planimeter.report.table import (
+    CorrelationRow,
+    DecayRow,
+    correlation_rows,
+    decay_rows,
+    quantities,
+    usable,
+)
+from planimeter.study import Record, Store, Study, trials_of
 
 
 @dataclass(frozen=True)
@@ -24,13 +32,17 @@ class Report:
     Arguments:
         html: the report.
         png: its figure.
+        over_time: the figure of what was recorded during training; None if nothing was.
         rows: the correlation table.
+        decays: what each weight decay does, where the grid has several.
         warnings: what a reader must know: trials missing, not converged, or not trusted.
     """
 
     html: Path
     png: Path
+    over_time: Path | None
     rows: list[CorrelationRow]
+    decays: list[DecayRow]
     warnings: list[str]
 
 
@@ -43,16 +55,20 @@ def build_report(store: Store) -> Report:
     study, reference = store.study()
     records = store.records()
     if not usable(records):
-        raise InputError(
-            f"no trial in {store.folder} reached zero error on its training set: nothing to show"
-        )
+        raise InputError(f"no trial in {store.folder} {_goal(study)[0]}: nothing to show")
     rows = correlation_rows(study, records)
-    warnings = _warnings(len(trials_of(study)), records)
+    decays = decay_rows(study, records)
+    warnings = _warnings(study, records)
     html, png = store.folder / "report.html", store.folder / "report.png"
     printed_figure(study, records, rows, png)
     figure = interactive_figure(study, records, rows).to_html(
         full_html=False, include_plotlyjs=True, config={"displaylogo": False, "responsive": True}
     )
+    recorded, over_time, drawn = curves(study, records), None, ""
+    if recorded:
+        over_time = store.folder / "over-time.png"
+        printed_curves(recorded, over_time)
+        drawn = interactive_curves(recorded).to_html(full_html=False, include_plotlyjs=False)
     template = (resources.files("planimeter") / "report" / "report.html.j2").read_text("utf-8")
     page = jinja2.Environment(autoescape=True).from_string(template)
     html.write_text(
@@ -60,7 +76,11 @@ def build_report(store: Store) -> Report:
             study=study,
             reference=reference,
             figure=figure,
+            over_time=drawn,
             rows=rows,
+            decays=decays,
+            format=format_with_error,
+            unmet=_goal(study)[2],
             labels=OPTIMISER_LABELS,
             warnings=warnings,
             quantities=quantities(study),
@@ -70,17 +90,37 @@ def build_report(store: Store) -> Report:
         ),
         encoding="utf-8",
     )
-    return Report(html, png, rows, warnings)
+    return Report(html, png, over_time, rows, decays, warnings)
 
 
-def _warnings(total: int, records: list[Record]) -> list[str]:
-    found = []
+def _goal(study: Study) -> tuple[str, str, str]:
+    """What training is for: reached, not reached, and in two words."""
+    if study.training.stop == "zero_error":
+        return (
+            "reached zero error on its training set",
+            "did not reach zero error on S",
+            "no zero error",
+        )
+    return "reached its stopping point", "did not reach their stopping point", "not stopped"
+
+
+def _warnings(study: Study, records: list[Record]) -> list[str]:
+    found, total = [], len(trials_of(study))
     if len(records) < total:
         found.append(f"{total - len(records)} of {total} trials are not done yet.")
-    stuck = [r.trial.label for r in records if not r.result["fit"]["converged"]]
+    diverged = [r for r in records if r.result["fit"].get("diverged")]
+    if diverged:
+        named = (f"{r.trial.label} (epoch {r.result['fit']['epochs']})" for r in diverged)
+        found.append(
+            f"{len(diverged)} of {len(records)} trials diverged, the loss became infinite or NaN, "
+            f"and are left out: {', '.join(named)}."
+        )
+    stuck = [
+        r.trial.label for r in records if not r.result["fit"]["converged"] and r not in diverged
+    ]
     if stuck:
         found.append(
-            f"{len(stuck)} of {len(records)} trials did not reach zero error on S and are left out "
+            f"{len(stuck)} of {len(records)} trials {_goal(study)[1]} and are left out "
             f"of figures and correlations: {', '.join(stuck)}."
         )
     doubts: Counter[str] = Counter()
@@ -116,6 +156,8 @@ def _trial_line(record: Record, names: list[str]) -> dict[str, object]:
         "converged": result["fit"]["converged"],
         "epochs": result["fit"]["epochs"],
         "attack_errors": result["fit"]["attack_errors"],
+        "diverged": result["fit"].get("diverged", False),
+        "train_error": f"{100 * result['train_error']:.1f}" if "train_error" in result else "–",
         "test_error": f"{100 * result['test_error']:.1f}" if "test_error" in result else "–",
         "train_loss": f"{result['train_loss']:.3g}" if "train_loss" in result else "–",
         "theta_norm": f"{result['theta_norm']:.1f}" if "theta_norm" in result else "–",

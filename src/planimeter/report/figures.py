@@ -14,7 +14,19 @@ import numpy as np
 from planimeter.report.table import CorrelationRow, Quantity, by_optimiser, quantities, usable
 from planimeter.study import Record, Study
 
-OPTIMISER_LABELS = {"sgd": "SGD", "adam": "Adam", "entropy_sgd": "Entropy-SGD"}
+OPTIMISER_LABELS = {
+    "sgd": "SGD",
+    "momentum": "Momentum",
+    "nesterov": "Nesterov",
+    "gradient_descent": "Gradient descent",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "adagrad": "Adagrad",
+    "rmsprop": "RMSProp",
+    "padam": "Padam",
+    "sam": "SAM",
+    "entropy_sgd": "Entropy-SGD",
+}
 _COLOUR_SCALE = "viridis"
 
 

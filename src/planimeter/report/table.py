@@ -42,6 +42,23 @@ class CorrelationRow:
     kendall: Correlation
 
 
+@dataclass(frozen=True)
+class DecayRow:
+    """The networks of one optimiser and weight decay: means over them, with standard errors.
+
+    Arguments:
+        optimiser, weight_decay: which.
+        networks: how many reached their goal and could be measured.
+        means: "train accuracy (%)", "train loss", "test accuracy (%)", "‖θ‖", and the study's
+            quantities by symbol, each with the standard error of the mean (0 for one network).
+    """
+
+    optimiser: str
+    weight_decay: float
+    networks: int
+    means: dict[str, tuple[float, float]]
+
+
 def quantities(study: Study) -> list[Quantity]:
     """What the figures of a study show, log P(f) under its first noise convention."""
     noise = next(iter(study.prior.noise), 0.0)  # without any there is no such figure
@@ -55,7 +72,7 @@ def quantities(study: Study) -> list[Quantity]:
 
 
 def usable(records: Sequence[Record]) -> list[Record]:
-    """Trials that reached zero error and could be measured."""
+    """Trials that reached their goal (by default, zero error) and could be measured."""
     return [r for r in records if r.result["fit"]["converged"] and "test_error" in r.result]
 
 
@@ -90,3 +107,31 @@ def correlation_rows(study: Study, records: Sequence[Record]) -> list[Correlatio
             )
             rows.append(CorrelationRow(optimiser, quantity, **found))
     return rows
+
+
+def decay_rows(study: Study, records: Sequence[Record]) -> list[DecayRow]:
+    """A row for each optimiser and weight decay; none where the grid has no weight decays.
+
+    A Hessian says little without the loss and the accuracy at which it was taken: granziol2020's
+    effect needs networks that all fit their data.
+    """
+    rows = []
+    for optimiser, own in by_optimiser(study, usable(records)).items():
+        for decay in study.grid.weight_decay or ():
+            chosen = [r for r in own if r.trial.optimiser["weight_decay"] == decay]
+            results = [r.result for r in chosen]
+            columns = {
+                "train accuracy (%)": [100 * (1 - r["train_error"]) for r in results],
+                "train loss": [r["train_loss"] for r in results],
+                "test accuracy (%)": [100 * (1 - r["test_error"]) for r in results],
+                "‖θ‖": [r["theta_norm"] for r in results],
+            } | {q.symbol: [q.of(r)[0] for r in chosen] for q in quantities(study)}
+            if chosen:
+                means = {name: _mean(values) for name, values in columns.items()}
+                rows.append(DecayRow(optimiser, decay, len(chosen), means))
+    return rows
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    error = float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return float(np.mean(values)), error

@@ -147,6 +147,13 @@ class DataSpec(BaseModel):
             wrong=self.wrong_labels,
         ).corrupted(self.corruption, self.seed)
 
+    @property
+    def number_of_classes(self) -> int:
+        """Labels of the task: 2 for a binary one, whose networks have one output."""
+        if self.positive is not None:
+            return 2
+        return DATASETS[self.name].classes if self.classes == "all" else len(self.classes)
+
     def largest_attack_set(self) -> int:
         """Rows beside S and E, before classes are left out: no attack set can be larger."""
         rows = DATASETS[self.name].rows or (2 ** (self.n or 7), 0)

@@ -20,17 +20,26 @@ from torch import Tensor
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.flatness.of_ensemble import keskar_sharpness_of_ensemble
-from planimeter.losses import binary_cross_entropy
-from planimeter.study.spec import TrainingSpec
+from planimeter.study.training_spec import TrainingSpec
 from planimeter.study.trial import (
     Start,
     Trial,
     landscape_of,
+    loss_of,
     measure_trained,
     optimiser_settings,
     start_of,
 )
-from planimeter.training import FitResult, fit_ensemble, make_optimiser, stackable
+from planimeter.training import (
+    FULL_BATCH,
+    FitResult,
+    fit_ensemble,
+    make_optimiser,
+    stackable,
+)
+from planimeter.training.fit import check_batch_size
+
+Rows = tuple[Tensor, Tensor]
 
 MOST = 16
 """Networks in a group: from here on a stack outgrows the processor's cache and gains no more."""
@@ -84,31 +93,37 @@ def train_group(trials: list[Trial]) -> list[Trained | Exception]:
         for each trial its network, or why it could not be started.
     """
     starts: dict[int, Start] = {}
+    attacks: dict[int, Rows] = {}
     results: dict[int, Trained | Exception] = {}
     for place, trial in enumerate(trials):
         try:
-            starts[place] = start_of(trial)
+            start = start_of(trial)
+            attacks[place] = start.task.attack_set(trial.attack, start.attack_seed)
+            rows = len(start.task.train_labels) + len(attacks[place][1])
+            if _batch_size(trial) is not None:
+                check_batch_size(trial.training["batch_size"], rows)
+            starts[place] = start
         except InputError as error:
             results[place] = error
     if starts:
         started = time.perf_counter()
-        places, first = list(starts), trials[next(iter(starts))]
-        begun = list(starts.values())
+        places, begun = list(starts), list(starts.values())
+        first, task = trials[places[0]], begun[0].task
         fits = fit_ensemble(
             [start.model for start in begun],
-            binary_cross_entropy,
+            loss_of(task),
             first.optimiser["name"],
-            begun[0].train,
-            [start.attack for start in begun],
+            (task.train_inputs, task.train_labels),
+            [attacks[place] for place in places],
             settings=[optimiser_settings(trials[place]) for place in places],
-            batch_size=first.training["batch_size"],
+            batch_size=_batch_size(first),
             max_epochs=first.training["max_epochs"],
             seeds=[start.batch_seed for start in begun],
             noise_seeds=[start.noise_seed for start in begun],
         )
         seconds = time.perf_counter() - started
-        rows = [len(start.train[1]) + len(start.attack[1]) for start in begun]
-        work = [fit.epochs * n for fit, n in zip(fits, rows, strict=True)]
+        sizes = [len(task.train_labels) + len(attacks[place][1]) for place in places]
+        work = [fit.epochs * rows for fit, rows in zip(fits, sizes, strict=True)]
         known = _shared_measures(first, begun)
         for place, start, fit, own, measures in zip(places, begun, fits, work, known, strict=True):
             share = seconds * own / sum(work)
@@ -144,7 +159,7 @@ def _shared_measures(trial: Trial, starts: list[Start]) -> list[dict[str, Estima
     ]
     if not finite:
         return known
-    landscapes = [landscape_of(starts[place].model, starts[place].train) for place in finite]
+    landscapes = [landscape_of(starts[place].model, starts[place].task) for place in finite]
     settings = {name: asked[name] for name in _SHARED_BY_SGD if name in asked}
     started = time.perf_counter()
     found = keskar_sharpness_of_ensemble(landscapes, **settings)
@@ -160,6 +175,14 @@ def _shared_measures(trial: Trial, starts: list[Start]) -> list[dict[str, Estima
     return known
 
 
+def _batch_size(trial: Trial) -> int | None:
+    """Rows a mini-batch; None for all."""
+    if trial.optimiser["name"] in FULL_BATCH:
+        return None
+    size: int = trial.training["batch_size"]
+    return size
+
+
 def _kind(trial: Trial) -> str:
     """What trials of one group have in common."""
     shared = [trial.data, trial.model, trial.training, trial.measures, trial.optimiser["name"]]
@@ -173,7 +196,7 @@ def _can_be_stacked(trial: Trial) -> bool:
     """
     usual = TrainingSpec().model_dump(mode="json")
     plain = all(
-        value == usual[name]
+        value == usual.get(name)
         for name, value in trial.training.items()
         if name not in _STACKED_TRAINING
     )

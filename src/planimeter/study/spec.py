@@ -2,71 +2,43 @@
 
 from __future__ import annotations
 
-import difflib
+import re
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from planimeter.errors import InputError
+from planimeter.errors import InputError, suggestion
 from planimeter.flatness import MEASURES
 from planimeter.study.data_spec import DataSpec
 from planimeter.study.model_spec import ModelSpec
+from planimeter.study.optimiser_spec import OptimiserSpec
+from planimeter.study.section import Section
+from planimeter.study.training_spec import TrainingSpec
 
 
-class _Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class GridSpec(Section):
+    """Every optimiser with every attack-set size, several times with other seeds.
 
+    `weight_decay`, if given, replaces that of every optimiser: the grid has its values as well.
+    """
 
-class SGDSpec(_Spec):
-    """Stochastic gradient descent."""
-
-    name: Literal["sgd"]
-    lr: float = Field(gt=0)
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-
-
-class AdamSpec(_Spec):
-    """Adam."""
-
-    name: Literal["adam"]
-    lr: float = Field(default=1e-3, gt=0)
-
-
-class EntropySGDSpec(_Spec):
-    """Entropy-SGD; see `planimeter.training.EntropySGD`."""
-
-    name: Literal["entropy_sgd"]
-    lr: float = Field(default=1.0, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    inner_lr: float = Field(default=0.1, gt=0)
-    inner_steps: int = Field(default=20, ge=1)
-    averaging: float = Field(default=0.75, ge=0, lt=1)
-    thermal_noise: float = Field(default=1e-4, ge=0)
-    gamma: float = Field(default=1e-4, ge=0)
-    scoping: float = Field(default=1e-3, ge=0)
-
-
-_OPTIMISERS: tuple[Any, ...] = (SGDSpec, AdamSpec, EntropySGDSpec)
-OptimiserSpec = Annotated[SGDSpec | AdamSpec | EntropySGDSpec, Field(discriminator="name")]
-
-
-class TrainingSpec(_Spec):
-    """Training to zero error on S."""
-
-    batch_size: int = Field(default=32, ge=1)
-    max_epochs: int = Field(default=5000, ge=1)
-
-
-class GridSpec(_Spec):
-    """Every optimiser with every attack-set size, several times with other seeds."""
-
+    added = frozenset({"weight_decay"})
     optimisers: tuple[OptimiserSpec, ...] = Field(min_length=1)
     attack: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     repetitions: int = Field(ge=1)
+    weight_decay: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
+        default=None, min_length=1
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> GridSpec:
@@ -75,13 +47,19 @@ class GridSpec(_Spec):
             raise ValueError(f"each optimiser may stand in the grid once, got {', '.join(names)}")
         if len(set(self.attack)) < len(self.attack):
             raise ValueError("attack sizes must differ from one another")
+        if self.weight_decay is not None:
+            if len(set(self.weight_decay)) < len(self.weight_decay):
+                raise ValueError("weight decays must differ from one another")
+            for optimiser in self.optimisers:
+                if "weight_decay" not in type(optimiser).model_fields:
+                    raise ValueError(f"{optimiser.name} has no weight decay to put into a grid")
         return self
 
 
-class PriorSpec(_Spec):
+class PriorSpec(Section):
     """log P(f), under one or several noise conventions; the first is the one that figures show.
 
-    Without any, log P(f) is not computed.
+    Without any, log P(f) is not computed; `prior: null` says the same.
     """
 
     noise: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)
@@ -89,14 +67,14 @@ class PriorSpec(_Spec):
     runs: int = Field(default=8, ge=2)
 
 
-class StatisticsSpec(_Spec):
+class StatisticsSpec(Section):
     """Bootstrap of the correlations."""
 
     bootstrap: int = Field(default=2000, ge=100)
     confidence: float = Field(default=0.95, gt=0, lt=1)
 
 
-class Study(_Spec):
+class Study(Section):
     """A whole study."""
 
     title: str
@@ -105,11 +83,16 @@ class Study(_Spec):
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     grid: GridSpec
-    measures: dict[str, dict[str, Any]] = {}
+    measures: dict[str, dict[str, Any]] = Field(default_factory=dict)
     prior: PriorSpec = PriorSpec()
     statistics: StatisticsSpec = StatisticsSpec()
     figures: tuple[str, ...] = ("log_prior",)
     seed: int = 0
+
+    @field_validator("prior", mode="before")
+    @classmethod
+    def _none_is_no_prior(cls, given: Any) -> Any:
+        return {"noise": ()} if given is None else given
 
     @model_validator(mode="after")
     def _consistent(self) -> Study:
@@ -121,25 +104,36 @@ class Study(_Spec):
                 f"{self.data.name} has {available} rows beside the training and test sets, too few "
                 f"for an attack set of {largest}"
             )
-        for name, settings in self.measures.items():
-            _one_of("measure", name, MEASURES, self)
-            for setting, value in settings.items():
-                known = MEASURES[name].settings
-                _one_of(f"setting of {name}", setting, known, self)
-                word = isinstance(known[setting], str)
-                if not isinstance(value, str if word else int | float):
-                    kind = "a word" if word else "a number"
-                    raise ValueError(f"{name}.{setting} must be {kind}, got {value!r}")
-        for name in self.figures:
-            _one_of("figure quantity", name, ["log_prior", *self.measures], self)
+        _check_measures(self.measures)
+        record = self.training.record
+        if record is not None:
+            _check_measures(record.measures)
+        if self.prior.noise and self.data.number_of_classes > 2:
+            raise ValueError("log P(f) needs a binary task: set `prior: null` to leave it out")
         if self.prior.noise and self.model.name != "fully_connected":
             raise ValueError(
                 f"log P(f) needs the analytic kernel, which only fully_connected has, not "
-                f"{self.model.name}: set `prior: {{noise: []}}` to leave it out"
+                f"{self.model.name}: set `prior: null` to leave it out"
             )
         if "log_prior" in self.figures and not self.prior.noise:
             raise ValueError("a figure of log_prior needs prior.noise: name other `figures`")
+        if record is not None and record.log_prior and not self.prior.noise:
+            raise ValueError("log P(f) is to be recorded: give `prior`, or take it out of `record`")
+        for name in self.figures:
+            _one_of("figure quantity", name, ["log_prior", *self.measures], self)
         return self
+
+
+def _check_measures(measures: dict[str, dict[str, Any]]) -> None:
+    for name, settings in measures.items():
+        _one_of("measure", name, MEASURES, None)
+        for setting, value in settings.items():
+            known = MEASURES[name].settings
+            _one_of(f"setting of {name}", setting, known, None)
+            word = isinstance(known[setting], str)
+            if not isinstance(value, str if word else int | float):
+                kind = "a word" if word else "a number"
+                raise ValueError(f"{name}.{setting} must be {kind}, got {value!r}")
 
 
 def built_in_studies() -> dict[str, Traversable]:
@@ -174,7 +168,7 @@ def load_study(reference: str) -> Study:
         return parse_study(path.read_text(encoding="utf-8"), str(path))
     raise InputError(
         f"no study {reference!r}: pass a .yaml file or one of {', '.join(built_in)}"
-        + _suggestion(reference, built_in)
+        + suggestion(reference, built_in)
     )
 
 
@@ -197,49 +191,64 @@ def _explain(error: ValidationError, tree: yaml.Node | None, origin: str) -> str
     """The first complaint in one sentence, with its key and line."""
     # A misspelt key is missing under its right name too; the misspelling is the better news.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    # Discriminated unions put the chosen tag into the location; it is no key of the file.
-    path = [p for p in first["loc"] if p not in ("sgd", "adam", "entropy_sgd")]
+    path, siblings = _followed(first["loc"])
     key = ".".join(str(p) for p in path) or "the study"
     where = f"{origin}, line {_line(tree, path)}"
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}{_suggestion(str(path[-1]), _siblings(path))}"
+        return f"{where}: unknown key {key!r}{suggestion(str(path[-1]), siblings)}"
     if first["type"] == "missing":
         return f"{where}: key {key!r} is missing"
+    if first["type"] == "union_tag_not_found":
+        return f"{where}: {key} needs a `name`"
+    message, given = first["msg"].removeprefix("Value error, "), first["input"]
+    known = re.findall(r"'([^']+)'", str(first.get("ctx", {}).get("expected_tags", "")))
     if first["type"] == "union_tag_invalid":
-        known = [spec.model_fields["name"].annotation.__args__[0] for spec in _OPTIMISERS]
-        tag = str(first["ctx"]["tag"])
-        return (
-            f"{where}: no optimiser {tag!r}; there are {', '.join(known)}{_suggestion(tag, known)}"
-        )
-    message = first["msg"].removeprefix("Value error, ")
-    given = first["input"]
+        what, tag = ("schedule" if "schedule" in path else "optimiser"), str(first["ctx"]["tag"])
+        return f"{where}: no {what} {tag!r}; there are {', '.join(known)}{suggestion(tag, known)}"
     shown = "" if isinstance(given, dict | list | BaseModel) else f" (got {given!r})"
+    if first["type"] == "literal_error":
+        shown += suggestion(str(given), re.findall(r"'([^']+)'", message))
     return f"{where}: {key}: {message}{shown}"
 
 
-def _siblings(path: list[Any]) -> list[str]:
-    """Field names that are legal where an unknown key stands."""
+def _followed(location: tuple[int | str, ...]) -> tuple[list[int | str], list[str]]:
+    """A location as keys of the file, and the names that are legal where its last key stands.
+
+    In the location of an error, the tag of a discriminated union follows the place of the union; it
+    is no key of the file.
+    """
+    path: list[int | str] = []
     model: Any = Study
-    for part in path[:-1]:
-        if isinstance(part, int):
+    variants: dict[str, Any] = {}
+    for step, part in enumerate(location):
+        if variants and not isinstance(part, int):
+            model, variants = variants.get(str(part)), {}
             continue
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            names = {n for s in _OPTIMISERS for n in s.model_fields}
-            return sorted(names)
-        model = annotation
-    return list(model.model_fields)
+        path.append(part)
+        if isinstance(part, int) or model is None or step == len(location) - 1:
+            continue
+        field = model.model_fields.get(part)
+        variants = {
+            variant.model_fields["name"].annotation.__args__[0]: variant
+            for variant in _specs_in(field)
+            if len(_specs_in(field)) > 1
+        }
+        model = next(iter(_specs_in(field)), None)
+    return path, list(model.model_fields) if model is not None else []
 
 
-def _suggestion(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def _specs_in(annotation: Any) -> list[Any]:
+    """The classes of specifications in a type such as `tuple[A | B, ...]` or `A | None`."""
+    annotation = getattr(annotation, "annotation", annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [spec for part in get_args(annotation) for spec in _specs_in(part)]
 
 
 def _one_of(what: str, name: str, known: Any, result: Any) -> Any:
     if name not in known:
         raise ValueError(
-            f"no {what} {name!r}; there are {', '.join(known)}{_suggestion(name, known)}"
+            f"no {what} {name!r}; there are {', '.join(known)}{suggestion(name, known)}"
         )
     return result
 

@@ -1,4 +1,4 @@
-"""One trial of a study: train a network to zero error, then measure it.
+"""One trial of a study: train a network, then measure it.
 
 A trial is plain data, so it travels to any worker, and its key is a hash of all that determines
 its result: two studies that ask for the same trial ask for the same key.
@@ -10,24 +10,39 @@ import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from planimeter.data import Split
+from planimeter.data import Split, training_batches
 from planimeter.estimate import Estimate
 from planimeter.flatness import measure
 from planimeter.landscape import LossLandscape
-from planimeter.losses import binary_cross_entropy, predicted_classes
+from planimeter.losses import LOSSES, Loss
 from planimeter.models.registry import build_model
 from planimeter.prior import log_prior, nngp_kernel
 from planimeter.study.data_spec import DataSpec
 from planimeter.study.spec import Study
-from planimeter.training import FitResult, fit_to_zero_error, make_optimiser
+from planimeter.study.training_spec import RecordSpec, TrainingSpec
+from planimeter.training import (
+    FULL_BATCH,
+    Checkpoints,
+    FitResult,
+    Hook,
+    Intervention,
+    Recording,
+    alpha_scale,
+    fit,
+    function_on,
+    latest_checkpoint,
+    make_optimiser,
+    measuring,
+    save_weights,
+)
 
 # Raise this when a change of code changes the results of trials: old records then do not count.
 RESULT_VERSION = 3
@@ -62,8 +77,12 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """For people: `sgd |A|=50 #2`."""
-        return f"{self.optimiser['name']} |A|={self.attack} #{self.repetition}"
+        """For people: `sgd |A|=50 #2`, with the weight decay where there is one."""
+        decay = self.optimiser.get("weight_decay", 0.0)
+        return (
+            f"{self.optimiser['name']}{f' wd={decay:g}' if decay else ''} |A|={self.attack} "
+            f"#{self.repetition}"
+        )
 
 
 def trials_of(study: Study) -> list[Trial]:
@@ -72,10 +91,14 @@ def trials_of(study: Study) -> list[Trial]:
     shared = {
         name: plain[name] for name in ("data", "model", "training", "measures", "prior", "seed")
     }
+    decays: list[dict[str, float]] = [{}]
+    if study.grid.weight_decay is not None:
+        decays = [{"weight_decay": value} for value in study.grid.weight_decay]
     return [
-        Trial(**shared, optimiser=optimiser, attack=attack, repetition=repetition)
+        Trial(**shared, optimiser=optimiser | decay, attack=attack, repetition=repetition)
         for attack in sorted(study.grid.attack, reverse=True)
         for optimiser in plain["grid"]["optimisers"]
+        for decay in decays
         for repetition in range(study.grid.repetitions)
     ]
 
@@ -85,15 +108,16 @@ class Start:
     """A trial before its training: all that its seeds decide.
 
     Arguments:
+        task: S, E and the pool of A.
         model: with its initial weights.
-        train, attack: S and A.
+        attack_seed: of the choice of A.
         batch_seed: of the shuffling.
         noise_seed: of an optimiser's noise.
     """
 
-    model: torch.nn.Module
-    train: tuple[Tensor, Tensor]
-    attack: tuple[Tensor, Tensor]
+    task: Split
+    model: nn.Module
+    attack_seed: int
     batch_seed: int
     noise_seed: int
 
@@ -103,9 +127,6 @@ def start_of(trial: Trial) -> Start:
 
     Seeds of the initial weights, the attack set and the shuffling come from (seed, attack size,
     repetition), so that all optimisers start from the same networks and attack sets.
-
-    Raises:
-        InputError: the attack set is larger than its pool.
     """
     init_seed, attack_seed, batch_seed, noise_seed = (
         int(s)
@@ -116,22 +137,14 @@ def start_of(trial: Trial) -> Start:
     if trial.data.get("ladder"):  # sets of all sizes from one seed contain one another
         ladder = np.random.SeedSequence([trial.seed, 0, trial.repetition])
         attack_seed = int(ladder.generate_state(2)[1])
-    split = _split(json.dumps(trial.data, sort_keys=True))
+    task = _split(json.dumps(trial.data, sort_keys=True))
     model = build_model(
-        input_shape=split.train_inputs.shape[1:], outputs=1, seed=init_seed, **trial.model
+        input_shape=task.train_inputs.shape[1:],
+        outputs=_outputs(task),
+        seed=init_seed,
+        **trial.model,
     )
-    return Start(
-        model,
-        (split.train_inputs, split.train_labels),
-        split.attack_set(trial.attack, attack_seed),
-        batch_seed,
-        noise_seed,
-    )
-
-
-def optimiser_settings(trial: Trial) -> dict[str, Any]:
-    """The settings of a trial's optimiser, without its name."""
-    return {name: value for name, value in trial.optimiser.items() if name != "name"}
+    return Start(task, model, attack_seed, batch_seed, noise_seed)
 
 
 def run_trial(trial: Trial, weights: Path | None = None) -> dict[str, Any]:
@@ -139,36 +152,22 @@ def run_trial(trial: Trial, weights: Path | None = None) -> dict[str, Any]:
 
     Arguments:
         trial: what to do.
-        weights: folder for the trained weights (safetensors, named by the key); None to drop them.
+        weights: folder for the trained weights (safetensors, named by the key) and for checkpoints,
+            from which an interrupted trial goes on; None to keep neither.
 
     Returns:
         what `measure_trained` returns.
     """
     started = time.perf_counter()
     start = start_of(trial)
-    optimiser = make_optimiser(
-        trial.optimiser["name"],
-        start.model.parameters(),
-        seed=start.noise_seed,
-        **optimiser_settings(trial),
-    )
-    fit = fit_to_zero_error(
-        start.model,
-        binary_cross_entropy,
-        optimiser,
-        start.train,
-        start.attack,
-        batch_size=trial.training["batch_size"],
-        max_epochs=trial.training["max_epochs"],
-        seed=start.batch_seed,
-    )
-    return measure_trained(trial, start.model, fit, time.perf_counter() - started, weights)
+    fitted = _train(trial, start, weights)
+    return measure_trained(trial, start.model, fitted, time.perf_counter() - started, weights)
 
 
 def measure_trained(
     trial: Trial,
-    model: torch.nn.Module,
-    fit: FitResult,
+    model: nn.Module,
+    fitted: FitResult,
     train_seconds: float,
     weights: Path | None = None,
     known: dict[str, Estimate] | None = None,
@@ -178,52 +177,134 @@ def measure_trained(
     Arguments:
         trial: what was trained.
         model: the network.
-        fit, train_seconds: how its training ended, and how long it took.
+        fitted, train_seconds: how its training ended, and how long it took.
         weights: folder for the weights; None to drop them.
         known: measures that were taken already.
 
     Returns:
-        errors, losses and norms of the trained network, `fit` (how training ended), `measures` and
-        `log_prior` (one entry a noise convention). A network that did not reach zero error is
-        measured all the same and carries `fit.converged` False.
+        errors, losses and norms of the trained network, `fit` (how training ended, and what was
+        recorded on the way), `measures` and `log_prior` (one entry a noise convention). A network
+        that did not reach its goal is measured all the same and carries `fit.converged` False; one
+        that diverged has `fit.diverged` True and its epoch in `fit.epochs`, and is not measured.
     """
     started = time.perf_counter()
+    task = _split(json.dumps(trial.data, sort_keys=True))
     if weights is not None:
-        _save(model, weights / f"{trial.key}.safetensors")
-    result: dict[str, Any] = {"fit": asdict(fit), "train_seconds": train_seconds}
-    if not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
-        return result | {"measures": {}, "log_prior": []}  # diverged: nothing left to measure
+        save_weights(model, weights / f"{trial.key}.safetensors")
+    result: dict[str, Any] = {"fit": asdict(fitted), "train_seconds": train_seconds}
+    if fitted.diverged or not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+        return result | {"measures": {}, "log_prior": []}  # nothing left to measure
 
-    split = _split(json.dumps(trial.data, sort_keys=True))
-    landscape = landscape_of(model, (split.train_inputs, split.train_labels))
-    everything = torch.cat([split.train_inputs, split.test_inputs])
-    with torch.no_grad():
-        function = predicted_classes(model.eval()(everything))
-    test_labels = function[len(split.train_labels) :]
+    landscape = landscape_of(model, task)
+    wrong = function_on(model, task.test_inputs) != task.test_labels
     known = known or {}
     wanted = {name: own for name, own in trial.measures.items() if name not in known}
     measures = known | (measure(landscape, wanted, settings=wanted) if wanted else {})
-    what = json.dumps(trial.data, sort_keys=True), json.dumps(trial.model, sort_keys=True)
-    settings = {name: trial.prior[name] for name in ("particles", "runs")}
-    priors = [
-        log_prior(_kernel(*what), function, noise, **settings) for noise in trial.prior["noise"]
-    ]
     return result | {
-        "test_error": float((test_labels != split.test_labels).double().mean()),
+        "train_error": fitted.train_errors / len(task.train_labels),
+        "test_error": float(wrong.double().mean()),
         "train_loss": landscape.loss(),
         "theta_norm": float(landscape.theta.norm()),
         "measures": {
             name: _repeatable(measures[name]) for name in trial.measures if name in measures
         },
-        "log_prior": [p.as_dict() for p in priors],
+        "log_prior": _log_priors(trial, task, model),
         "measure_seconds": time.perf_counter() - started,
     }
 
 
-def landscape_of(model: torch.nn.Module, train: tuple[Tensor, Tensor]) -> LossLandscape:
-    """The landscape in which a trained network is measured: S alone, without A."""
-    # No clock decides how products are computed: a trial repeats to the last bit.
-    return LossLandscape(model, binary_cross_entropy, train, products="tape")
+def optimiser_settings(trial: Trial) -> dict[str, Any]:
+    """The settings of a trial's optimiser, without its name."""
+    return {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in trial.optimiser.items()
+        if key != "name"
+    }
+
+
+def _train(trial: Trial, start: Start, folder: Path | None) -> FitResult:
+    """Train as the study's training section says."""
+    spec = TrainingSpec.model_validate(trial.training)
+    name, task, model = trial.optimiser["name"], start.task, start.model
+    recording: Recording | None = None
+    interventions: list[Intervention] = []
+    if spec.record is not None:
+        recording = Recording(spec.record.timetable, _hooks(spec.record, trial, task))
+    if spec.rescale is not None:
+        change = alpha_scale(
+            spec.rescale.layer, spec.rescale.alpha, partial(landscape_of, task=task)
+        )
+        interventions.append(Intervention(spec.rescale.timetable, change))
+    batches, size = None, None if name in FULL_BATCH else spec.batch_size
+    if spec.augmentation != "none":
+        batches = training_batches(
+            *task.with_attack_set(trial.attack, start.attack_seed),
+            batch_size=spec.batch_size,
+            augmentation=spec.augmentation,
+        )
+    checkpoints = None
+    if spec.checkpoints is not None and folder is not None:
+        checkpoints = Checkpoints(folder / trial.key, spec.checkpoints.timetable)
+    return fit(
+        model,
+        loss_of(task),
+        make_optimiser(
+            name, model.parameters(), seed=start.noise_seed, **optimiser_settings(trial)
+        ),
+        (task.train_inputs, task.train_labels),
+        task.attack_set(trial.attack, start.attack_seed),
+        (task.test_inputs, task.test_labels),
+        batches=batches,
+        batch_size=size,
+        stop=spec.rule,
+        max_epochs=spec.max_epochs,
+        overtrain=spec.overtrain,
+        schedule=spec.schedule.function(spec.max_epochs),
+        averaging=spec.average,
+        recording=recording,
+        interventions=interventions,
+        checkpoints=checkpoints,
+        resume=None if checkpoints is None else latest_checkpoint(checkpoints.folder),
+        seed=start.batch_seed,
+    )
+
+
+def _hooks(record: RecordSpec, trial: Trial, task: Split) -> tuple[Hook, ...]:
+    hooks: list[Hook] = []
+    if record.measures:
+        hooks.append(measuring(record.measures, partial(landscape_of, task=task)))
+    if record.log_prior:
+        hooks.append(lambda model: {"log_prior": _log_priors(trial, task, model)})
+    return tuple(hooks)
+
+
+def landscape_of(model: nn.Module, task: Split) -> LossLandscape:
+    """The loss over S. No clock decides how products are computed: a trial repeats to the bit."""
+    rows = task.train_inputs, task.train_labels
+    return LossLandscape(model, loss_of(task), rows, products="tape")
+
+
+def _log_priors(trial: Trial, task: Split, model: nn.Module) -> list[dict[str, Any]]:
+    """log P(f) of the labelling that a network gives S and E, under each noise convention."""
+    if not trial.prior["noise"]:
+        return []
+    function = function_on(model, torch.cat([task.train_inputs, task.test_inputs]))
+    kernel = _kernel(
+        json.dumps(trial.data, sort_keys=True), json.dumps(trial.model, sort_keys=True)
+    )
+    settings = {name: trial.prior[name] for name in ("particles", "runs")}
+    return [
+        log_prior(kernel, function, noise, **settings).as_dict() for noise in trial.prior["noise"]
+    ]
+
+
+def _outputs(task: Split) -> int:
+    return 1 if task.classes == 2 else task.classes
+
+
+def loss_of(task: Split) -> Loss:
+    """The loss of a task's networks: logistic for two classes, else cross-entropy."""
+    return LOSSES["binary_cross_entropy" if task.classes == 2 else "cross_entropy"]
 
 
 @lru_cache(maxsize=4)
@@ -234,20 +315,10 @@ def _split(data: str) -> Split:
 @lru_cache(maxsize=2)
 def _kernel(data: str, model: str) -> Tensor:
     """The kernel of S and E in this order, shared by all trials of a worker."""
-    spec, split = json.loads(model), _split(data)
-    inputs = torch.cat([split.train_inputs, split.test_inputs])
+    spec, task = json.loads(model), _split(data)
+    inputs = torch.cat([task.train_inputs, task.test_inputs])
     network = build_model(input_shape=inputs.shape[1:], outputs=1, **spec)
     return nngp_kernel(network, inputs, sigma_w=spec["sigma_w"], sigma_b=spec["sigma_b"])
-
-
-def _save(model: torch.nn.Module, path: Path) -> None:
-    """Weights as safetensors, moved into place when whole."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(model.state_dict(), partial)
-    partial.replace(path)
 
 
 def _repeatable(estimate: Estimate) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from planimeter.errors import InputError
 from planimeter.landscape.stack import check_alike, other_names, stack_of, stacked
 from planimeter.losses import Loss, binary_cross_entropy, predicted_classes
-from planimeter.training.fit import FitResult
+from planimeter.training.fit import FitResult, check_batch_size
 from planimeter.training.member_batches import MemberBatches, MemberData
 from planimeter.training.member_optimisers import MemberOptimiser
 
@@ -91,6 +91,8 @@ def fit_ensemble(
         if len(given) != count:
             raise InputError(f"{len(given)} {what} for {count} networks")
     data = MemberData(train, attacks)
+    if batch_size is not None:
+        check_batch_size(batch_size, min(map(len, data.members)))
     _check_rows(models[0], loss, data)
     # Networks with the same settings stand together: they are one group of the optimiser.
     order = sorted(range(count), key=lambda b: repr(sorted(each[b].items())))
@@ -235,7 +237,15 @@ class _Run:
         else:
             reason = f"{errors} of {size} training rows still wrong after {self.epochs[b]} epochs"
         converged = math.isfinite(value) and errors == 0
-        return FitResult(converged, self.epochs[b], errors, attack_errors, reason)
+        return FitResult(
+            converged,
+            self.epochs[b],
+            errors,
+            attack_errors,
+            reason,
+            diverged=not math.isfinite(value),
+            stop_epoch=self.epochs[b] if converged else None,
+        )
 
     def _hand_back(self, b: int) -> None:
         """Leave a network's parameters in its model."""

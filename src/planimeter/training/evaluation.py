@@ -1,0 +1,85 @@
+"""Loss and errors of a network on a set of rows, a piece at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from planimeter.landscape.modes import evaluation_mode
+from planimeter.losses import Loss, predicted_classes
+
+Rows = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
+"""Inputs and labels as two tensors, or batches of them that can be iterated again and again."""
+
+PIECE = 2**22
+"""Numbers in the inputs of one piece: 5350 rows of MNIST, 1365 of CIFAR."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network does on a set.
+
+    Arguments:
+        loss: mean over its rows.
+        errors: rows that are wrong.
+        rows: in the set.
+    """
+
+    loss: float
+    errors: int
+    rows: int
+
+
+def evaluate(model: nn.Module, loss: Loss, data: Rows) -> Evaluation:
+    """Loss and errors with the model in evaluation mode; its flags and buffers are left alone.
+
+    Arguments:
+        model: on any device; the rows follow it there.
+        loss: a mean over rows.
+        data: an empty set has loss 0.
+    """
+    device = device_of(model)
+    total, wrong, rows = 0.0, 0, 0
+    with torch.no_grad(), evaluation_mode(model):
+        for inputs, labels in pieces(data):
+            labels = labels.to(device)
+            outputs = model(inputs.to(device))
+            total += float(loss(outputs, labels)) * len(labels)
+            wrong += int((predicted_classes(outputs) != labels).sum())
+            rows += len(labels)
+    return Evaluation(total / max(rows, 1), wrong, rows)
+
+
+def function_on(model: nn.Module, inputs: Tensor) -> Int[Tensor, " n"]:
+    """The class of each row, in evaluation mode, on the inputs' device."""
+    device = device_of(model)
+    with torch.no_grad(), evaluation_mode(model):
+        found = [
+            predicted_classes(model(part.to(device))).to(inputs.device)
+            for part in inputs.split(rows_per_piece(inputs))
+        ]
+    return torch.cat(found)
+
+
+def pieces(data: Rows) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows of a set in order, in pieces of at most `PIECE` numbers where it is tensors."""
+    if isinstance(data, tuple):
+        inputs, labels = data
+        size = rows_per_piece(inputs)
+        yield from zip(inputs.split(size), labels.split(size), strict=True)
+    else:
+        yield from data
+
+
+def rows_per_piece(inputs: Tensor) -> int:
+    """How many rows make a piece."""
+    return max(1, PIECE // max(1, inputs[:1].numel()))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's parameters."""
+    return next(model.parameters()).device
