@@ -59,6 +59,65 @@ def predicted_classes(outputs: Float[Tensor, n * c]) -> Shaped[Tensor, " n"]:
 
 
 @dataclass(frozen=True)
+class RowLoss:
+    """A loss row by row, for outputs (..., n, c) and targets (..., n) with any leading dimensions.
+
+    Arguments:
+        values: outputs and targets to the (..., n) losses whose mean is the loss.
+        slopes: the same to their derivatives by the outputs, (..., n, c).
+    """
+
+    values: Callable[[Tensor, Tensor], Tensor]
+    slopes: Callable[[Tensor, Tensor], Tensor]
+
+
+def row_loss(loss: Loss) -> RowLoss:
+    r"""The losses :math:`\ell(h_n, y_n)` of which a loss is the mean, and their slopes.
+
+    Those of the logistic loss and of cross-entropy are written out; any other loss is given one
+    row at a time, whose mean is the row's own loss.
+    """
+    if loss is binary_cross_entropy:
+        return RowLoss(_logistic, _logistic_slope)
+    if loss is torch.nn.functional.cross_entropy:
+        return RowLoss(_softmax_loss, _softmax_slope)
+
+    def one(outputs: Tensor, target: Tensor) -> Tensor:
+        return loss(outputs[None], target[None])
+
+    def over_rows(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+        def mapped(outputs: Tensor, targets: Tensor) -> Tensor:
+            result = function
+            for _ in range(outputs.ndim - 1):
+                result = torch.vmap(result)
+            return result(outputs, targets)
+
+        return mapped
+
+    return RowLoss(over_rows(one), over_rows(torch.func.grad(one)))
+
+
+def _logistic(outputs: Tensor, targets: Tensor) -> Tensor:
+    h = outputs.squeeze(-1)
+    return torch.nn.functional.binary_cross_entropy_with_logits(
+        h, targets.to(h.dtype), reduction="none"
+    )
+
+
+def _logistic_slope(outputs: Tensor, targets: Tensor) -> Tensor:
+    return torch.sigmoid(outputs) - targets[..., None].to(outputs.dtype)
+
+
+def _softmax_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    return -torch.log_softmax(outputs, -1).gather(-1, targets[..., None]).squeeze(-1)
+
+
+def _softmax_slope(outputs: Tensor, targets: Tensor) -> Tensor:
+    one = torch.ones_like(targets[..., None], dtype=outputs.dtype)
+    return torch.softmax(outputs, -1).scatter_add(-1, targets[..., None], -one)
+
+
+@dataclass(frozen=True)
 class Likelihood:
     """The distribution p(y|h) of which a loss is the negative logarithm, up to factor and constant.
 

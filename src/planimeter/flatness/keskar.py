@@ -111,15 +111,9 @@ def keskar_sharpness(
     """
     if method not in METHODS:
         raise InputError(f"no method {method!r}; there are {', '.join(METHODS)}")
-    for name, number in (
-        ("zeta", zeta),
-        ("learning_rate", learning_rate),
-        ("epochs", epochs),
-        ("batch_size", batch_size),
-        ("steps", steps),
-    ):
-        if not number > 0:
-            raise InputError(f"{name} must be positive, got {number}")
+    check_positive(
+        zeta=zeta, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size, steps=steps
+    )
     box = _Box(landscape, zeta, subspace, seed)
     settings: dict[str, float]
     if method == "sgd":
@@ -131,20 +125,48 @@ def keskar_sharpness(
     else:
         curve = box.quasi_newton(steps, progress)
         settings = {"steps": steps}
+    return sharpness_from_curve(
+        curve,
+        box.loss,
+        box.best,
+        method=method,
+        zeta=zeta,
+        subspace=subspace,
+        seed=seed,
+        settings=settings,
+    )
+
+
+def check_positive(**numbers: float) -> None:
+    """Refuse the first that is not.
+
+    Raises:
+        InputError: there is one.
+    """
+    for name, number in numbers.items():
+        if not number > 0:
+            raise InputError(f"{name} must be positive, got {number}")
+
+
+def sharpness_from_curve(
+    curve: list[float], loss: float, max_loss: float, **how: Any
+) -> KeskarSharpness:
+    """What an ascent has found, and how far it still rose at its end.
+
+    Arguments:
+        curve, loss, max_loss: as of `KeskarSharpness`.
+        how: the fields that say how it was looked for.
+    """
     before = curve[-1 - max(1, len(curve) // 10)] if len(curve) > 1 else 0.0
     residual = (curve[-1] - before) / curve[-1] if curve[-1] > 0 else 0.0
     return KeskarSharpness(
         value=curve[-1],
         residual=residual,
         converged=curve[-1] > 0 and residual <= 0.01,
-        loss=box.loss,
-        max_loss=box.best,
+        loss=loss,
+        max_loss=max_loss,
         curve=tuple(curve),
-        method=method,
-        zeta=zeta,
-        subspace=subspace,
-        seed=seed,
-        settings=settings,
+        **how,
     )
 
 

@@ -116,6 +116,15 @@ def rangamani_trace(
     return replace(found, method=", ".join([found.method, *blocks.left_out]))
 
 
+def block_norms(landscape: LossLandscape) -> Float[Tensor, " P"]:
+    """The norm of the parameter tensor that each coordinate belongs to.
+
+    Raises:
+        NotApplicableError: all parameters are zero.
+    """
+    return _Blocks(landscape).norms
+
+
 class _Blocks:
     """The parameter tensors as parts of a flat vector, and their norms."""
 

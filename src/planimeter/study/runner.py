@@ -1,4 +1,8 @@
-"""Running the trials of a study that are not done yet, on dask.distributed workers."""
+"""Running the trials of a study that are not done yet, on dask.distributed workers.
+
+Trials that can be trained side by side are trained in groups (`planimeter.study.group`), one task a
+group; each is then measured and stored by itself.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from planimeter.errors import InputError
+from planimeter.study.group import Trained, groups_of, measure_member, train_group
 from planimeter.study.spec import Study
 from planimeter.study.store import Store
 from planimeter.study.trial import Trial, run_trial, trials_of
@@ -37,7 +42,8 @@ def run_study(
 ) -> RunSummary:
     """Run every trial of a study that its store does not have yet.
 
-    Interrupting it, or killing it, loses only the trials in flight; calling it again does the rest.
+    Interrupting it, or killing it, loses only the trials in flight, those of a group that is being
+    trained among them; calling it again does the rest.
 
     Arguments:
         study: what to run.
@@ -61,14 +67,10 @@ def run_study(
             with _cluster(workers, scheduler, len(todo)) as client:
                 from distributed import as_completed
 
+                groups = groups_of(list(todo.values()), sum(client.nthreads().values()))
                 # Weights go beside the results only when the workers share this disk.
                 weights = (store.folder / "weights").resolve() if scheduler is None else None
-                futures = {
-                    client.submit(
-                        _run_on_worker, trial, weights, key=f"trial-{key}", retries=2
-                    ): trial
-                    for key, trial in todo.items()
-                }
+                futures = _submit(client, groups, weights)
                 for future in as_completed(futures):
                     trial, result = futures[future], None
                     if future.status == "finished":
@@ -83,11 +85,47 @@ def run_study(
     return RunSummary(len(trials), len(trials) - len(todo), len(todo) - len(failed), failed)
 
 
+def _submit(client: Any, groups: list[list[Trial]], weights: Path | None) -> dict[Any, Trial]:
+    """Tasks that train the groups, and one a trial that measures it; early groups go first."""
+    futures: dict[Any, Trial] = {}
+    for number, group in enumerate(groups):
+        how: dict[str, Any] = {"retries": 2, "priority": len(groups) - number}
+        if len(group) == 1:
+            (trial,) = group
+            alone = client.submit(_run_on_worker, trial, weights, key=f"trial-{trial.key}", **how)
+            futures[alone] = trial
+            continue
+        trained = client.submit(_train_on_worker, group, key=f"group-{group[0].key}", **how)
+        for place, trial in enumerate(group):
+            key = f"trial-{trial.key}"
+            future = client.submit(
+                _measure_on_worker, trial, trained, place, weights, key=key, **how
+            )
+            futures[future] = trial
+    return futures
+
+
 def _run_on_worker(trial: Trial, weights: Path | None) -> dict[str, Any]:
+    _one_thread()
+    return run_trial(trial, weights)
+
+
+def _train_on_worker(trials: list[Trial]) -> list[Trained | Exception]:
+    _one_thread()
+    return train_group(trials)
+
+
+def _measure_on_worker(
+    trial: Trial, trained: list[Trained | Exception], place: int, weights: Path | None
+) -> dict[str, Any]:
+    _one_thread()
+    return measure_member(trial, trained[place], weights)
+
+
+def _one_thread() -> None:
     import torch
 
-    torch.set_num_threads(1)  # one trial a core: threads inside a trial would only compete
-    return run_trial(trial, weights)
+    torch.set_num_threads(1)  # one task a core: threads inside a task would only compete
 
 
 @contextmanager

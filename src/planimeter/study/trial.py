@@ -45,7 +45,7 @@ from planimeter.training import (
 )
 
 # Raise this when a change of code changes the results of trials: old records then do not count.
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -103,24 +103,31 @@ def trials_of(study: Study) -> list[Trial]:
     ]
 
 
-def run_trial(trial: Trial, weights: Path | None = None) -> dict[str, Any]:
-    """Train, measure and return the result as plain JSON values.
+@dataclass(frozen=True)
+class Start:
+    """A trial before its training: all that its seeds decide.
+
+    Arguments:
+        task: S, E and the pool of A.
+        model: with its initial weights.
+        attack_seed: of the choice of A.
+        batch_seed: of the shuffling.
+        noise_seed: of an optimiser's noise.
+    """
+
+    task: Split
+    model: nn.Module
+    attack_seed: int
+    batch_seed: int
+    noise_seed: int
+
+
+def start_of(trial: Trial) -> Start:
+    """The network and the data that a trial's training starts from.
 
     Seeds of the initial weights, the attack set and the shuffling come from (seed, attack size,
     repetition), so that all optimisers start from the same networks and attack sets.
-
-    Arguments:
-        trial: what to do.
-        weights: folder for the trained weights (safetensors, named by the key) and for checkpoints,
-            from which an interrupted trial goes on; None to keep neither.
-
-    Returns:
-        errors, losses and norms of the trained network, `fit` (how training ended, and what was
-        recorded on the way), `measures` and `log_prior` (one entry a noise convention). A network
-        that did not reach its goal is measured all the same and carries `fit.converged` False; one
-        that diverged has `fit.diverged` True and its epoch in `fit.epochs`, and is not measured.
     """
-    started = time.perf_counter()
     init_seed, attack_seed, batch_seed, noise_seed = (
         int(s)
         for s in np.random.SeedSequence(
@@ -137,56 +144,101 @@ def run_trial(trial: Trial, weights: Path | None = None) -> dict[str, Any]:
         seed=init_seed,
         **trial.model,
     )
-    fitted = _train(trial, task, model, attack_seed, batch_seed, noise_seed, weights)
+    return Start(task, model, attack_seed, batch_seed, noise_seed)
+
+
+def run_trial(trial: Trial, weights: Path | None = None) -> dict[str, Any]:
+    """Train, measure and return the result as plain JSON values.
+
+    Arguments:
+        trial: what to do.
+        weights: folder for the trained weights (safetensors, named by the key) and for checkpoints,
+            from which an interrupted trial goes on; None to keep neither.
+
+    Returns:
+        what `measure_trained` returns.
+    """
+    started = time.perf_counter()
+    start = start_of(trial)
+    fitted = _train(trial, start, weights)
+    return measure_trained(trial, start.model, fitted, time.perf_counter() - started, weights)
+
+
+def measure_trained(
+    trial: Trial,
+    model: nn.Module,
+    fitted: FitResult,
+    train_seconds: float,
+    weights: Path | None = None,
+    known: dict[str, Estimate] | None = None,
+) -> dict[str, Any]:
+    """Measure a trial's trained network, and return the result as plain JSON values.
+
+    Arguments:
+        trial: what was trained.
+        model: the network.
+        fitted, train_seconds: how its training ended, and how long it took.
+        weights: folder for the weights; None to drop them.
+        known: measures that were taken already.
+
+    Returns:
+        errors, losses and norms of the trained network, `fit` (how training ended, and what was
+        recorded on the way), `measures` and `log_prior` (one entry a noise convention). A network
+        that did not reach its goal is measured all the same and carries `fit.converged` False; one
+        that diverged has `fit.diverged` True and its epoch in `fit.epochs`, and is not measured.
+    """
+    started = time.perf_counter()
+    task = _split(json.dumps(trial.data, sort_keys=True))
     if weights is not None:
         save_weights(model, weights / f"{trial.key}.safetensors")
-    trained = time.perf_counter()
-    result: dict[str, Any] = {"fit": asdict(fitted), "train_seconds": trained - started}
+    result: dict[str, Any] = {"fit": asdict(fitted), "train_seconds": train_seconds}
     if fitted.diverged or not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
         return result | {"measures": {}, "log_prior": []}  # nothing left to measure
 
-    landscape = _landscape(model, task)
+    landscape = landscape_of(model, task)
     wrong = function_on(model, task.test_inputs) != task.test_labels
-    measures = measure(landscape, trial.measures, settings=trial.measures)
+    known = known or {}
+    wanted = {name: own for name, own in trial.measures.items() if name not in known}
+    measures = known | (measure(landscape, wanted, settings=wanted) if wanted else {})
     return result | {
         "train_error": fitted.train_errors / len(task.train_labels),
         "test_error": float(wrong.double().mean()),
         "train_loss": landscape.loss(),
         "theta_norm": float(landscape.theta.norm()),
-        "measures": {name: _repeatable(estimate) for name, estimate in measures.items()},
+        "measures": {
+            name: _repeatable(measures[name]) for name in trial.measures if name in measures
+        },
         "log_prior": _log_priors(trial, task, model),
-        "measure_seconds": time.perf_counter() - trained,
+        "measure_seconds": time.perf_counter() - started,
     }
 
 
-def _train(
-    trial: Trial,
-    task: Split,
-    model: nn.Module,
-    attack_seed: int,
-    batch_seed: int,
-    noise_seed: int,
-    folder: Path | None,
-) -> FitResult:
-    """Train as the study's training section says."""
-    spec = TrainingSpec.model_validate(trial.training)
-    name = trial.optimiser["name"]
-    settings = {
+def optimiser_settings(trial: Trial) -> dict[str, Any]:
+    """The settings of a trial's optimiser, without its name."""
+    return {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in trial.optimiser.items()
         if key != "name"
     }
+
+
+def _train(trial: Trial, start: Start, folder: Path | None) -> FitResult:
+    """Train as the study's training section says."""
+    spec = TrainingSpec.model_validate(trial.training)
+    name, task, model = trial.optimiser["name"], start.task, start.model
     recording: Recording | None = None
     interventions: list[Intervention] = []
     if spec.record is not None:
         recording = Recording(spec.record.timetable, _hooks(spec.record, trial, task))
     if spec.rescale is not None:
-        change = alpha_scale(spec.rescale.layer, spec.rescale.alpha, partial(_landscape, task=task))
+        change = alpha_scale(
+            spec.rescale.layer, spec.rescale.alpha, partial(landscape_of, task=task)
+        )
         interventions.append(Intervention(spec.rescale.timetable, change))
     batches, size = None, None if name in FULL_BATCH else spec.batch_size
     if spec.augmentation != "none":
         batches = training_batches(
-            *task.with_attack_set(trial.attack, attack_seed),
+            *task.with_attack_set(trial.attack, start.attack_seed),
             batch_size=spec.batch_size,
             augmentation=spec.augmentation,
         )
@@ -195,10 +247,12 @@ def _train(
         checkpoints = Checkpoints(folder / trial.key, spec.checkpoints.timetable)
     return fit(
         model,
-        _loss(task),
-        make_optimiser(name, model.parameters(), seed=noise_seed, **settings),
+        loss_of(task),
+        make_optimiser(
+            name, model.parameters(), seed=start.noise_seed, **optimiser_settings(trial)
+        ),
         (task.train_inputs, task.train_labels),
-        task.attack_set(trial.attack, attack_seed),
+        task.attack_set(trial.attack, start.attack_seed),
         (task.test_inputs, task.test_labels),
         batches=batches,
         batch_size=size,
@@ -211,23 +265,23 @@ def _train(
         interventions=interventions,
         checkpoints=checkpoints,
         resume=None if checkpoints is None else latest_checkpoint(checkpoints.folder),
-        seed=batch_seed,
+        seed=start.batch_seed,
     )
 
 
 def _hooks(record: RecordSpec, trial: Trial, task: Split) -> tuple[Hook, ...]:
     hooks: list[Hook] = []
     if record.measures:
-        hooks.append(measuring(record.measures, partial(_landscape, task=task)))
+        hooks.append(measuring(record.measures, partial(landscape_of, task=task)))
     if record.log_prior:
         hooks.append(lambda model: {"log_prior": _log_priors(trial, task, model)})
     return tuple(hooks)
 
 
-def _landscape(model: nn.Module, task: Split) -> LossLandscape:
+def landscape_of(model: nn.Module, task: Split) -> LossLandscape:
     """The loss over S. No clock decides how products are computed: a trial repeats to the bit."""
     rows = task.train_inputs, task.train_labels
-    return LossLandscape(model, _loss(task), rows, products="tape")
+    return LossLandscape(model, loss_of(task), rows, products="tape")
 
 
 def _log_priors(trial: Trial, task: Split, model: nn.Module) -> list[dict[str, Any]]:
@@ -248,7 +302,8 @@ def _outputs(task: Split) -> int:
     return 1 if task.classes == 2 else task.classes
 
 
-def _loss(task: Split) -> Loss:
+def loss_of(task: Split) -> Loss:
+    """The loss of a task's networks: logistic for two classes, else cross-entropy."""
     return LOSSES["binary_cross_entropy" if task.classes == 2 else "cross_entropy"]
 
 

@@ -1,4 +1,4 @@
-"""Training: optimisers, schedules, averaging, when to stop, and what to record on the way."""
+"""Training of one network or many: optimisers, schedules, averaging, stopping, recording."""
 
 from planimeter.training.averaging import Averaging, recompute_batch_norm
 from planimeter.training.checkpoints import (
@@ -7,9 +7,11 @@ from planimeter.training.checkpoints import (
     load_checkpoint,
     save_weights,
 )
+from planimeter.training.ensemble import fit_ensemble
 from planimeter.training.entropy_sgd import EntropySGD
 from planimeter.training.evaluation import Evaluation, evaluate, function_on
 from planimeter.training.fit import FitResult, fit, fit_to_zero_error
+from planimeter.training.member_optimisers import stackable
 from planimeter.training.optimisers import FULL_BATCH, OPTIMISERS, make_optimiser
 from planimeter.training.padam import Padam
 from planimeter.training.recording import (
@@ -49,6 +51,7 @@ __all__ = [
     "constant",
     "evaluate",
     "fit",
+    "fit_ensemble",
     "fit_to_zero_error",
     "function_on",
     "latest_checkpoint",
@@ -60,6 +63,7 @@ __all__ = [
     "recompute_batch_norm",
     "save_weights",
     "shuffled",
+    "stackable",
     "steps",
     "zero_error",
 ]

@@ -71,8 +71,8 @@ class EntropySGD(torch.optim.Optimizer):
             "scoping": scoping,
         }
         super().__init__(params, defaults)
-        if len(self.param_groups) > 1:
-            raise InputError("Entropy-SGD takes one group of parameters")
+        if len({group["inner_steps"] for group in self.param_groups}) > 1:
+            raise InputError("all groups of Entropy-SGD have the same number of inner_steps")
         self._generator = torch.Generator().manual_seed(seed)
         self._outer_steps = 0
 
@@ -96,35 +96,51 @@ class EntropySGD(torch.optim.Optimizer):
             raise InputError(
                 "Entropy-SGD needs a closure that takes the next mini-batch's gradient"
             )
-        (group,) = self.param_groups
-        params: list[Tensor] = group["params"]
-        inner_lr, averaging = group["inner_lr"], group["averaging"]
-        gamma = group["gamma"] * (1 + group["scoping"]) ** self._outer_steps
-        kick = math.sqrt(2 * inner_lr) * group["thermal_noise"]
-        anchors = [p.clone() for p in params]
-        averages = [p.clone() for p in params]
+        starts = [_Start(group["params"]) for group in self.param_groups]
         loss = None
-        for _ in range(group["inner_steps"]):
+        for _ in range(self.param_groups[0]["inner_steps"]):
             with torch.enable_grad():
                 loss = closure()
-            used = [i for i, p in enumerate(params) if p.grad is not None]
-            live = [params[i] for i in used]
-            pull = torch._foreach_sub(live, [anchors[i] for i in used])
-            force = torch._foreach_add([p.grad for p in live], pull, alpha=gamma)
-            torch._foreach_add_(live, force, alpha=-inner_lr)
-            if kick:
-                noise = [
-                    torch.randn(p.shape, generator=self._generator, dtype=p.dtype).to(p.device)
-                    for p in live
-                ]
-                torch._foreach_add_(live, noise, alpha=kick)
-            torch._foreach_lerp_(averages, params, 1 - averaging)
-        for p, x, mu in zip(params, anchors, averages, strict=True):
+            for group, start in zip(self.param_groups, starts, strict=True):
+                self._langevin(group, start)
+        for group, start in zip(self.param_groups, starts, strict=True):
+            self._outer(group, start)
+        self._outer_steps += 1
+        return loss
+
+    def _langevin(self, group: dict[str, Any], start: _Start) -> None:
+        params, inner_lr = group["params"], group["inner_lr"]
+        gamma = group["gamma"] * (1 + group["scoping"]) ** self._outer_steps
+        kick = math.sqrt(2 * inner_lr) * group["thermal_noise"]
+        used = [i for i, p in enumerate(params) if p.grad is not None]
+        live = [params[i] for i in used]
+        pull = torch._foreach_sub(live, [start.anchors[i] for i in used])
+        force = torch._foreach_add([p.grad for p in live], pull, alpha=gamma)
+        torch._foreach_add_(live, force, alpha=-inner_lr)
+        if kick:
+            torch._foreach_add_(live, self._noise(group, live), alpha=kick)
+        torch._foreach_lerp_(start.averages, params, 1 - group["averaging"])
+
+    def _noise(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
+        """Standard normal numbers in the shapes of the parameters."""
+        return [
+            torch.randn(p.shape, generator=self._generator, dtype=p.dtype).to(p.device)
+            for p in params
+        ]
+
+    def _outer(self, group: dict[str, Any], start: _Start) -> None:
+        for p, x, mu in zip(group["params"], start.anchors, start.averages, strict=True):
             direction = x - mu
             if group["momentum"]:
                 velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
                 velocity.mul_(group["momentum"]).add_(direction)
                 direction = direction + group["momentum"] * velocity
             p.copy_(x - group["lr"] * direction)
-        self._outer_steps += 1
-        return loss
+
+
+class _Start:
+    """x, and the average mu of the inner steps from there."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        self.anchors = [p.clone() for p in params]
+        self.averages = [p.clone() for p in params]

@@ -250,9 +250,19 @@ def _source(train: Rows, attack: Rows | None, batch_size: int | None) -> BatchSo
     inputs, labels = train
     if attack is not None:
         inputs, labels = torch.cat([inputs, attack[0]]), torch.cat([labels, attack[1]])
-    if batch_size is not None and batch_size > len(labels):
-        raise InputError(
-            f"batch_size {batch_size} is larger than the {len(labels)} rows to train on: pass at "
-            f"most {len(labels)}, or None for all rows at every step"
-        )
+    if batch_size is not None:
+        check_batch_size(batch_size, len(labels))
     return shuffled(inputs, labels, batch_size or rows_per_piece(inputs))
+
+
+def check_batch_size(batch_size: int, rows: int) -> None:
+    """Refuse a batch that is larger than the data.
+
+    Raises:
+        InputError: it is.
+    """
+    if batch_size > rows:
+        raise InputError(
+            f"batch_size {batch_size} is larger than the {rows} rows to train on: pass at "
+            f"most {rows}, or None for all rows at every step"
+        )

@@ -43,6 +43,9 @@ class Padam(torch.optim.Optimizer):
             the gradient.
     """
 
+    elementwise = True
+    """Every number of a parameter is treated alike (`planimeter.training.stackable`)."""
+
     def __init__(
         self,
         params: Iterable[Tensor],
