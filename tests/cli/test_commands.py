@@ -83,7 +83,7 @@ def test_measure(user, planimeter):
     code, text, _ = planimeter("measure", "mynets:ten", "--rows", "50", cwd=user)
     assert code == 0
     assert "cross_entropy" in text
-    assert re.search(r"trace of the Hessian\s+\d.* ± ", text)
+    assert re.search(r"trace\s+\d.* ± ", text)
 
 
 def test_spectra(user, planimeter):
@@ -106,7 +106,7 @@ def test_spectra(user, planimeter):
         "--measures", "trace", cwd=user,
     )  # fmt: skip
     assert "Gauss-Newton matrix" in text
-    assert "trace of the Hessian" in text
+    assert re.search(r"^ ?trace ", text, re.MULTILINE)
 
 
 def test_inputs_are_normalised_on_request(user, planimeter):

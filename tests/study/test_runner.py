@@ -66,7 +66,7 @@ def test_a_stopped_driver_loses_nothing_and_repeats_nothing(small_study_file, tm
         "study", "run", str(small_study_file), "--out", str(folder), "--workers", "2",
     ]  # fmt: skip
     # A costly prior slows the trials down, so that the blow falls in the middle.
-    text = small_study_file.read_text().replace("particles: 50", "particles: 5000")
+    text = small_study_file.read_text().replace("particles: 50", "particles: 60000")
     small_study_file.write_text(text)
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120

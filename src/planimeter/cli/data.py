@@ -33,7 +33,7 @@ def list_data(as_json: AsJson = False) -> None:
         for entry in content
     ]
     columns = ("name", "rows", "classes", "what", "where")
-    print_table(f"Data sets (files in {data_folder()})", columns, rows, whole=1)
+    print_table(f"Data sets (files in {data_folder()})", columns, rows, whole=3)
 
 
 @app.command("fetch", epilog="Example: planimeter data fetch mnist")

@@ -39,6 +39,8 @@ from planimeter.estimate import Estimate
 from planimeter.flatness.by_layer import DEFAULT as LAYER_MEASURES
 from planimeter.report.spectra import save_density_figure
 
+_LARGER = {"sharpness": "sharper", "flatness": "flatter", "none": ""}
+
 
 def measure(
     model: Model,
@@ -154,27 +156,28 @@ def measure(
         f"‖θ‖ {float(landscape.theta.norm()):.4g}"
     )
     if by_layer:
-        columns = list(dict.fromkeys(name for found in parts.values() for name in found))
+        names_found = list(dict.fromkeys(name for found in parts.values() for name in found))
         print_wide_table(
             title,
-            ("layer", *columns),
+            ("layer", *names_found),
             [
-                (layer, *(str(found.get(name, "–")) for name in columns))
+                (layer, *(str(found.get(name, "–")) for name in names_found))
                 for layer, found in parts.items()
             ],
         )
     elif results or not summaries:
         rows_of_table = [
             (
-                flatness.MEASURES[name].label,
+                name,
                 str(e),
-                flatness.MEASURES[name].orientation,
-                e.method + (f"; {e.products} products" if e.products else ""),
-                flatness.MEASURES[name].reference,
+                _LARGER[flatness.MEASURES[name].orientation],
+                f"{e.method}{f'; {e.products} products' if e.products else ''}"
+                f" [{flatness.MEASURES[name].reference}]",
             )
             for name, e in results.items()
         ]
-        print_table(title, ("measure", "value", "larger is", "how", "source"), rows_of_table)
+        columns = ("measure", "value", "larger is", "how [source]")
+        print_table(title, columns, rows_of_table, whole=2)
     if summaries:
         print_spectra(title, summaries)
     if accuracy < 1:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -44,9 +45,9 @@ def print_table(
         title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
     )
     for place, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=place < whole)
+        table.add_column(escape(column), overflow="fold", no_wrap=place < whole)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     output.print(table)
 
 
