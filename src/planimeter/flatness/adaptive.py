@@ -382,7 +382,7 @@ MEASURES = (
             _ADAPTIVE,
             adaptive_trace,
             adaptive_trace,
-            {"probes": 16},
+            {"probes": 8},
             by_layer=True,
         ),
     )

@@ -333,7 +333,7 @@ _TABLE: tuple[tuple[str, str, str, str, str, Callable[..., Estimate], Callable[.
     ),
 )  # fmt: skip
 
-_FEW = {"k": 10, "probes": 2, "steps": 20}
+_FEW = {"k": 10, "probes": 2, "steps": 10}
 _QUICK = {"log_product_top_k": {"k": 10}, "effective_dimension": _FEW, "numerical_rank": _FEW}
 
 MEASURES = tuple(

@@ -252,7 +252,7 @@ MEASURES = (
         frozenset({"layer"}),
         minimum_sharpness,
         minimum_sharpness,
-        {"probes": 16},
+        {"probes": 8},
     ),
     Measure(
         "normalized_flat_minima",
@@ -264,7 +264,7 @@ MEASURES = (
         frozenset({"layer", "neuron"}),
         normalized_flat_minima,
         normalized_flat_minima,
-        {"probes": 16},
+        {"probes": 8},
         by_layer=True,
     ),
 )

@@ -183,7 +183,7 @@ MEASURES = (
         frozenset({"layer"}),
         relative_flatness,
         relative_flatness,
-        {"probes": 16},
+        {"probes": 8},
         by_layer=True,
     ),
     Measure(
@@ -196,7 +196,7 @@ MEASURES = (
         frozenset({"layer", "neuron"}),
         partial(relative_flatness, normalise_features=True),
         relative_flatness,
-        {"probes": 16},
+        {"probes": 8},
         by_layer=True,
     ),
     Measure(

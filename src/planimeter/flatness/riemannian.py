@@ -207,7 +207,7 @@ MEASURES = (
         frozenset({"layer"}),
         rangamani_trace,
         rangamani_trace,
-        {"probes": 16},
+        {"probes": 8},
         by_layer=True,
     ),
 )
