@@ -63,7 +63,7 @@ def folder(monkeypatch, tmp_path):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
 def test_fetches_what_is_missing_and_reads_it_checked(folder, mirror):
@@ -136,6 +136,7 @@ def test_an_archive_and_its_members(folder, mirror):
 def test_what_cannot_be_reached_says_where_to_put_it(folder):
     with pytest.raises(InputError, match=f"put the file at {folder / NAME} by hand"):
         fetch(SET)
+    assert not folder.exists()
 
 
 def test_what_is_not_published_says_where_it_is_from(folder):

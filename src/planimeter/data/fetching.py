@@ -60,6 +60,8 @@ def fetch(
             )
         except (OSError, ValueError, http.client.HTTPException) as error:
             kept = f"; {partial.name} goes on from there next time" if partial.exists() else ""
+            if path.parent.is_dir() and not any(path.parent.iterdir()):
+                path.parent.rmdir()  # made for a file that did not come
             raise InputError(
                 f"cannot fetch {source}/{path.name} ({type(error).__name__}: "
                 f"{' '.join(str(error).split())}){kept}: put the file at {path} by hand (md5 "
