@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -125,37 +124,31 @@ class Chain:
 
     def __call__(self, signs: Float[Tensor, " n"]) -> LogProbability:
         """log P of the labelling with these signs."""
-        return self.begin(signs)()
-
-    def begin(self, signs: Float[Tensor, " n"]) -> Callable[[], LogProbability]:
-        """The part that later labellings start from; calling the result does the rest."""
         if len(signs) != len(self.kernel.twin):
             raise InputError(
                 f"kernel is of {len(self.kernel.twin)} inputs, but there are {len(signs)} labels"
             )
         clash = self.kernel.contradiction(signs)
         if clash is not None:
-            return partial(_impossible, clash, self.noise)
+            return _impossible(clash, self.noise)
         covariance = self.kernel.signed(signs)
         method = self.settings.method
         if method in ("auto", "exact") and covariance.size <= LARGEST:
             value, error = exact_log_orthant(dense(covariance))
             if method == "exact" or error < 1e-6:
-                return partial(self._plain, "exact", value, error)
+                return self._plain("exact", value, error)
         if method == "exact":
             raise InputError(
                 f"closed forms end at {LARGEST} distinct inputs, and there are {covariance.size}"
             )
         if method == "direct":
-            return partial(self._direct, covariance, None)
+            return self._direct(covariance, None)
         if method == "minimax":
-            return partial(self._minimax, covariance)
+            return self._minimax(covariance)
         return self._guided(covariance, signs)
 
-    def _guided(
-        self, covariance: SignedKernel, signs: Float[Tensor, " n"]
-    ) -> Callable[[], LogProbability]:
-        """EP; the rest is left for when its result is called."""
+    def _guided(self, covariance: SignedKernel, signs: Float[Tensor, " n"]) -> LogProbability:
+        """EP from the nearest earlier sites, and what follows."""
         settings = self.settings
         work = _matrix(covariance, settings.precision)
         solution = expectation_propagation(
@@ -168,7 +161,7 @@ class Chain:
             progress=lambda sweep, log_z: settings.progress("EP", sweep, settings.max_sweeps),
         )
         self._earlier.append((signs, solution.tau, solution.nu))
-        return partial(self._from_sites, covariance, solution, work)
+        return self._from_sites(covariance, solution, work)
 
     def _from_sites(
         self, covariance: SignedKernel, solution: EPSolution, work: Tensor

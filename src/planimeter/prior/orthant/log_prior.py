@@ -13,7 +13,6 @@ correlation is read from the kernel in panels, and everything else is done in pl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -21,13 +20,11 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from planimeter.errors import InputError
-from planimeter.operators.memory import free_memory
 from planimeter.prior.orthant.chain import (
     Chain,
     Progress,
     Settings,
     checked_kernel,
-    needed_memory,
 )
 from planimeter.prior.orthant.log_probability import LogProbability
 from planimeter.prior.orthant.minimax_tilting import MinimaxResult, minimax_log_orthant
@@ -184,28 +181,4 @@ def _log_priors(
     settings: Settings,
 ) -> tuple[LogProbability, ...]:
     chain = Chain(checked_kernel(kernel, len(labellings[0]), noise, settings), noise, settings)
-    workers = _side_by_side(chain, len(labellings))
-    if workers < 2:
-        return tuple(chain(signs) for signs in labellings)
-    # EP of one labelling starts from the last one's sites, so it goes ahead; what follows it keeps
-    # one thread busy, and several of those run beside it.
-    threads = torch.get_num_threads()
-    rest: list[Future[LogProbability]] = []
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for place, signs in enumerate(labellings):
-                if place > workers:  # each one that waits holds a matrix
-                    rest[place - workers - 1].result()
-                rest.append(pool.submit(chain.begin(signs)))
-            return tuple(future.result() for future in rest)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _side_by_side(chain: Chain, labellings: int) -> int:
-    """How many labellings to sample at a time: one a thread, while they fit into memory."""
-    device = chain.kernel.distinct.device
-    if device.type != "cpu":
-        return 1
-    fits = free_memory(device) // (2 * needed_memory(chain.kernel.distinct.size, chain.settings))
-    return min(torch.get_num_threads(), labellings - 1, fits)
+    return tuple(chain(signs) for signs in labellings)
