@@ -208,7 +208,7 @@ def print_report(store: Store, as_json: bool) -> None:
     for row in built.rows:
         if row.optimiser != last:
             last = row.optimiser
-            lines.append((OPTIMISER_LABELS[last], f"[dim]{row.pearson.n} networks[/dim]", "", ""))
+            lines.append((OPTIMISER_LABELS[last], f"{row.pearson.n} networks", "", ""))
         coefficients = (str(c) for c in (row.pearson, row.spearman, row.kendall))
         lines.append((f"  {row.quantity.symbol}", *coefficients))
     print_table(
