@@ -29,7 +29,7 @@ from planimeter.cli.output import (
     errors,
     output,
     print_json,
-    print_table,
+    print_wide_table,
     progress_bar,
 )
 from planimeter.flatness import MEASURES
@@ -135,7 +135,7 @@ def _print(found: Audit, title: str, seconds: float) -> None:
             cells.append(percent(change.relative, 0.0 if same else change.error))
         rows.append((MEASURES[name].name, str(estimate), *cells, found.verdict(name)))
     columns = ("measure", "value", *kinds, "verdict")
-    print_table(f"{title}; {seconds:.0f} s", columns, rows, whole=1)
+    print_wide_table(f"{title}; {seconds:.0f} s", columns, rows)
     for kind, names in found.names.items():
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         output.print(f"{kind}: {shown}", highlight=False, markup=False)

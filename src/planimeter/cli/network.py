@@ -44,26 +44,29 @@ class Subject:
 
     Arguments:
         landscape: of the network.
-        model, data: as they were given.
+        model, checkpoint, data: as they were given.
         loss_function: a name in LOSSES.
         means, stds: of the normalisation, a number a channel; None for none.
     """
 
     landscape: LossLandscape
     model: str
+    checkpoint: Path | None
     data: str
     loss_function: str
     means: list[float] | None
     stds: list[float] | None
 
     def title(self) -> str:
-        """`MODEL on N rows of DATA`."""
-        return f"{self.model} on {self.landscape.num_rows} rows of {self.data}"
+        """`MODEL on N rows of DATA`, and whether logits are normalised."""
+        logits = ", logits normalised" if self.landscape.normalise_logits else ""
+        return f"{self.model} on {self.landscape.num_rows} rows of {self.data}{logits}"
 
     def record(self) -> dict[str, Any]:
         """What every command's JSON begins with."""
         return {
             "model": self.model,
+            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
             "data": self.data,
             "rows": self.landscape.num_rows,
             "mean": self.means,
@@ -126,7 +129,7 @@ def subject(
         batch_norm=batch_norm,
         normalise_logits=normalise_logits,
     )
-    return Subject(landscape, model, data, chosen, means, stds)
+    return Subject(landscape, model, checkpoint, data, chosen, means, stds)
 
 
 def _outputs(network: torch.nn.Module, inputs: torch.Tensor, model: str, data: str) -> int:

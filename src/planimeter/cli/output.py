@@ -29,7 +29,7 @@ Mean = Annotated[
     str | None, typer.Option(help="Subtracted from the inputs in [0, 1]: a number a channel.")
 ]
 Std = Annotated[str | None, typer.Option(help="What they are then divided by, a number a channel.")]
-Seed = Annotated[int, typer.Option(help="Of everything random in this command.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of everything random in this command.")]
 
 
 def print_json(content: Any) -> None:

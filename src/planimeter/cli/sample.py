@@ -115,7 +115,7 @@ def _print(network: str, result: FunctionCounts, top: int) -> None:
         f"{listed}; counts of the first {result.exact_top} are exact",
         ("function", "count", "P(f)", "95 %", "C (bits)"),
         lines,
-        whole=4,
+        whole=5,
     )
     many = result.exact_top
     if len(set(result.counts[:many].tolist())) > 2:

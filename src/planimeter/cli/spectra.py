@@ -8,6 +8,7 @@ from typing import Any
 
 from planimeter.cli.output import print_table
 from planimeter.curvature import SpectralSummary, spectral_summary
+from planimeter.estimate import Estimate
 from planimeter.landscape import LossLandscape
 
 _SHOWN = {
@@ -51,16 +52,32 @@ def spectrum_record(summary: SpectralSummary) -> dict[str, Any]:
 def print_spectra(title: str, summaries: dict[str, SpectralSummary]) -> None:
     """A column for each matrix, and what the numbers cost."""
     rows = [
-        (label, *(str(getattr(s, name)) for s in summaries.values()))
+        (label, *(_with_residual(getattr(s, name)) for s in summaries.values()))
         for name, label in _SHOWN.items()
     ]
     count = max(len(s.eigenpairs.values) for s in summaries.values())
     rows.append(
         (
-            f"top {count} by magnitude",
-            *(" ".join(f"{v:.4g}" for v in s.eigenpairs.values) for s in summaries.values()),
+            f"top {count} by magnitude (residual)",
+            *(
+                "\n".join(
+                    f"{v:.4g} ({r:.0e}){'' if ok else ' NOT CONVERGED'}"
+                    for v, r, ok in zip(
+                        s.eigenpairs.values,
+                        s.eigenpairs.residuals,
+                        s.eigenpairs.converged,
+                        strict=True,
+                    )
+                )
+                for s in summaries.values()
+            ),
         )
     )
     rows.append(("products", *(str(s.products) for s in summaries.values())))
     rows.append(("seconds", *(f"{s.seconds:.1f}" for s in summaries.values())))
     print_table(title, ("", *summaries), rows)
+
+
+def _with_residual(estimate: Estimate) -> str:
+    """What has no standard error says how it was found, its residual included."""
+    return str(estimate) if estimate.stderr else f"{estimate} ({estimate.method})"

@@ -74,7 +74,7 @@ class DataSpec(BaseModel):
     test: int = Field(ge=1)
     positive: tuple[Annotated[Any, BeforeValidator(_class)], ...] | None = None
     classes: Annotated[Any, BeforeValidator(_groups)] = None
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     n: int | None = None
     target: str | None = None
     target_seed: int | None = None

@@ -87,7 +87,7 @@ class Study(Section):
     prior: PriorSpec = PriorSpec()
     statistics: StatisticsSpec = StatisticsSpec()
     figures: tuple[str, ...] = ("log_prior",)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     @field_validator("prior", mode="before")
     @classmethod
