@@ -4,11 +4,13 @@ import json
 import math
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from planimeter.cli import app, main
+from planimeter.flatness import MEASURES
 from planimeter.models.fully_connected import fully_connected
 
 COMMANDS = [[], ["demo"], ["measure"], ["audit"], ["slice"], ["prior"], ["study"], ["data"]] + [
@@ -174,6 +176,28 @@ def test_prior_on_a_measured_kernel(user, planimeter):
     assert content["log_prior"]["kernel_stderr"] > 0
     code, text, _ = planimeter(*arguments, "--train", "800", "--test", "10", cwd=user)
     assert code == 2
+
+
+def test_an_interrupted_measurement_shows_what_was_finished(user, planimeter, monkeypatch):
+    def interrupted(landscape, **settings):
+        raise KeyboardInterrupt
+
+    slow = replace(MEASURES["keskar_sharpness"], compute=interrupted)
+    monkeypatch.setitem(MEASURES, "keskar_sharpness", slow)
+    arguments = ["measure", "mynets:fcn", "--measures", "l2_norm,keskar_sharpness,trace", "--json"]
+    code, text, errors = planimeter(*arguments, "--rows", "20", cwd=user)
+    content = json.loads(text)
+    assert code == 130
+    assert content["interrupted"]
+    assert list(content["measures"]) == ["l2_norm"]
+    assert "interrupted: these are the measures that were finished" in errors
+
+
+@pytest.mark.parametrize("command", ["measure", "audit", "prior"])
+def test_negative_seeds_are_refused(user, planimeter, command):
+    code, _, errors = planimeter(command, "mynets:fcn", "--seed", "-1", cwd=user)
+    assert code == 2
+    assert "Invalid value for '--seed': Input should be greater than or equal to 0" in errors
 
 
 def test_lists(user, planimeter, monkeypatch):

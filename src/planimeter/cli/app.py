@@ -50,6 +50,8 @@ def main() -> None:
     except InputError as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-        sys.exit(130)
+    except SystemExit as end:
+        # Commands that keep something end with a message of their own and Exit.
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
+            errors.print("interrupted")
+        raise

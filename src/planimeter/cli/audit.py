@@ -143,6 +143,13 @@ def _print(found: Audit, title: str, seconds: float) -> None:
         output.print(f"{kind}: none ({why})", highlight=False, markup=False)
     for name, why in found.refused.items():
         output.print(f"{name} does not apply: {why}", highlight=False, markup=False)
+    quick = {n: MEASURES[n].quick for n in found.values if MEASURES[n].quick}
+    if quick:
+        shown = "; ".join(
+            f"{name} {', '.join(f'{k} {v}' for k, v in options.items())}"
+            for name, options in quick.items()
+        )
+        output.print(f"cheaper than measure's: {shown}", highlight=False, markup=False)
     steady = found.to_report()
     changing = [name for name in found.values if "changes" in found.verdict(name)]
     if steady and changing:

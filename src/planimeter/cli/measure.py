@@ -34,6 +34,7 @@ from planimeter.cli.output import (
     progress_bar,
 )
 from planimeter.cli.spectra import print_spectra, spectra, spectrum_record
+from planimeter.curvature import SpectralSummary
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.flatness.by_layer import DEFAULT as LAYER_MEASURES
@@ -106,6 +107,14 @@ def measure(
     landscape = network.landscape
     wanted = names.split(",") if names else [] if spectrum else None
     started = time.monotonic()
+    results: dict[str, Estimate] = {}
+    parts: dict[str, dict[str, Estimate]] = {}
+    summaries: dict[str, SpectralSummary] = {}
+    interrupted = False
+
+    def keep(layer: str, name: str, value: Estimate) -> None:
+        parts.setdefault(layer, {})[name] = value
+
     with progress_bar() as bar:
         task = bar.add_task("loss", total=None)
 
@@ -113,19 +122,24 @@ def measure(
             bar.update(task, description=name, completed=done, total=total)
 
         value, accuracy = landscape.loss(), landscape.accuracy()
-        results: dict[str, Estimate] = {}
-        parts: dict[str, dict[str, Estimate]] = {}
-        if by_layer:
-            parts = flatness.measure_layers(
-                landscape,
-                wanted,
-                layers=layers.split(",") if layers else None,
-                seed=seed,
-                progress=progress,
-            )
-        else:
-            results = flatness.measure(landscape, wanted, seed=seed, progress=progress)
-        summaries = spectra(landscape, seed, progress) if spectrum else {}
+        try:
+            if by_layer:
+                wanted_layers = layers.split(",") if layers else None
+                flatness.measure_layers(
+                    landscape,
+                    wanted,
+                    layers=wanted_layers,
+                    seed=seed,
+                    progress=progress,
+                    finished=keep,
+                )
+            else:
+                flatness.measure(
+                    landscape, wanted, seed=seed, progress=progress, finished=results.__setitem__
+                )
+            summaries = spectra(landscape, seed, progress) if spectrum else {}
+        except KeyboardInterrupt:
+            interrupted = True
     seconds = time.monotonic() - started
     if plot is not None:
         densities = {name: summary.density for name, summary in summaries.items()}
@@ -141,6 +155,7 @@ def measure(
                 **landscape.record(),
                 "seed": seed,
                 "seconds": seconds,
+                "interrupted": interrupted,
                 "measures": {name: _record(name, e) for name, e in results.items()},
                 "layers": {
                     layer: {name: _record(name, e) for name, e in found.items()}
@@ -149,6 +164,7 @@ def measure(
                 "spectra": {name: spectrum_record(s) for name, s in summaries.items()},
             }
         )
+        _end(interrupted)
         return
     title = (
         f"{network.title()}: {network.loss_function} {value:.4g}, accuracy "
@@ -185,6 +201,15 @@ def measure(
             "note: not all rows are fitted; sharpness depends on the loss at the measuring point",
             style="yellow",
         )
+
+    _end(interrupted)
+
+
+def _end(interrupted: bool) -> None:
+    """After Ctrl-C what was finished has been printed; say that it is not all."""
+    if interrupted:
+        errors.print("interrupted: these are the measures that were finished")
+        raise typer.Exit(130)
 
 
 def _record(name: str, estimate: Estimate) -> dict[str, Any]:

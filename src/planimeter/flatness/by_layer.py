@@ -33,6 +33,7 @@ def measure_layers(
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     refused: Callable[[str, str], None] | None = None,
+    finished: Callable[[str, str, Estimate], None] = lambda layer, name, value: None,
 ) -> dict[str, dict[str, Estimate]]:
     """Flatness measures of each layer, the others held where they are.
 
@@ -45,6 +46,7 @@ def measure_layers(
         progress: called with "layer: measure", its steps done and their number.
         refused: called with "layer: measure" where one does not apply, and why; None for a
             warning.
+        finished: called with the layer, the name and the value of each measure when it is done.
 
     Returns:
         layer to measure to value.
@@ -70,6 +72,7 @@ def measure_layers(
             seed=seed,
             progress=partial(_prefixed, progress, layer),
             refused=partial(_prefixed, refused or _warn, layer),
+            finished=partial(finished, layer),
         )
     return result
 

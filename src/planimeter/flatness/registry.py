@@ -65,6 +65,7 @@ def measure(
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     refused: Callable[[str, str], None] | None = None,
+    finished: Callable[[str, Estimate], None] = lambda name, value: None,
 ) -> dict[str, Estimate]:
     """Several flatness measures of one landscape, each with its error.
 
@@ -78,6 +79,7 @@ def measure(
         progress: called with the name of the measure that runs, its steps done and their number.
         refused: called with the name of a measure that does not apply to the network or loss, and
             why; None for a warning. The others still run.
+        finished: called with the name and value of each measure when it is done.
 
     Raises:
         InputError: a name is not in the registry; the nearest ones are suggested.
@@ -92,6 +94,7 @@ def measure(
             options = {"seed": seed} | (settings or {}).get(name, {})
             options["progress"] = partial(progress, name)
             started = time.perf_counter()
+            progress(name, 0, 1)
             try:
                 found = MEASURES[name].compute(landscape, **options)
             except NotApplicableError as error:
@@ -111,4 +114,5 @@ def measure(
                 device=str(landscape.device),
                 seconds=time.perf_counter() - started,
             )
+            finished(name, results[name])
     return {name: results[name] for name in chosen if name in results}

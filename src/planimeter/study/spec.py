@@ -112,8 +112,8 @@ class Study(Section):
             raise ValueError("log P(f) needs a binary task: set `prior: null` to leave it out")
         if self.prior.noise and self.model.name != "fully_connected":
             raise ValueError(
-                f"log P(f) needs the analytic kernel, which only fully_connected has, not "
-                f"{self.model.name}: set `prior: null` to leave it out"
+                f"in studies log P(f) needs an analytic kernel, which only fully_connected has, "
+                f"not {self.model.name}: set `prior: null`, and leave log_prior out of `figures`"
             )
         if "log_prior" in self.figures and not self.prior.noise:
             raise ValueError("a figure of log_prior needs prior.noise: name other `figures`")
