@@ -58,6 +58,20 @@ def predicted_classes(outputs: Float[Tensor, n * c]) -> Shaped[Tensor, " n"]:
     return outputs.argmax(dim=1)
 
 
+def in_float64(loss: Loss) -> Loss:
+    """The loss of the same outputs, and its slopes, computed in float64.
+
+    In float32 the probability of a row that is fitted well rounds to 1, so that 1 - p, which its
+    gradient and curvature are made of, keeps hardly a digit. Slopes come back in the dtype of the
+    outputs.
+    """
+
+    def wide(outputs: Tensor, targets: Tensor) -> Tensor:
+        return loss(outputs.double(), targets.double() if targets.is_floating_point() else targets)
+
+    return wide
+
+
 @dataclass(frozen=True)
 class RowLoss:
     """A loss row by row, for outputs (..., n, c) and targets (..., n) with any leading dimensions.

@@ -106,6 +106,17 @@ def test_multiplicities_are_right(spectrum, expected, operator_with):
     torch.testing.assert_close(gram, torch.eye(3).double(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_copies_are_found_wherever_they_are(copies, operator_with):
+    for seed in range(12):
+        values = 10 * 0.85 ** torch.arange(120, dtype=torch.float64)
+        values[100 : 100 + copies - 1] = values[seed % 9]
+        pairs = top_eigenvalues(operator_with(values.tolist()), 10, tolerance=1e-3, seed=seed)
+        expected = values.sort(descending=True).values[:10]
+        torch.testing.assert_close(pairs.values, expected, rtol=1e-5, atol=1e-5)
+        assert bool(pairs.converged.all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_hessian_whose_eigenvalues_are_all_double(dtype):
     torch.manual_seed(0)

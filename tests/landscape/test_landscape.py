@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -422,3 +424,50 @@ def test_a_restricted_landscape_is_the_loss_of_some_parameters(small_landscape):
     assert part.restricted(["2.weight"]).num_parameters == 18
     with pytest.raises(ValueError, match=r"no parameter '0\.weight'; there are 0\.bias"):
         part.restricted(["0.weight"])
+
+
+def test_derivatives_of_well_fitted_rows_keep_their_digits():
+    """In float32 1 - p of a row with a margin of 15 has no digit: the loss is taken in float64."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 4))
+    inputs = torch.randn(30, 6)
+    with torch.no_grad():
+        labels = model(inputs).argmax(1)
+        top = model(inputs).topk(2, dim=1).values
+        sure = top[:, 0] - top[:, 1] > 0.1
+        model[2].weight *= 150
+        model[2].bias *= 150
+    data = inputs[sure], labels[sure]
+    assert sure.sum() > 10
+    single = LossLandscape(model, cross_entropy, data)
+    double = LossLandscape(
+        copy.deepcopy(model).double(), cross_entropy, (data[0].double(), data[1])
+    )
+    v = torch.randn(single.num_parameters, dtype=torch.float64)
+
+    def relative(found, expected):
+        return float((found - expected).norm() / expected.norm())
+
+    assert double.loss() < 1e-6
+    assert single.loss() == pytest.approx(double.loss(), rel=1e-4)
+    assert relative(single.gradient(), double.gradient()) < 1e-4
+    assert relative(single.hessian() @ v, double.hessian() @ v) < 1e-4
+    assert relative(single.gauss_newton() @ v, double.gauss_newton() @ v) < 1e-4
+    assert relative(single.empirical_fisher() @ v, double.empirical_fisher() @ v) < 1e-3
+    with torch.no_grad():
+        naive = float(cross_entropy(model(data[0]), data[1]))
+    assert abs(naive / double.loss() - 1) > 1e-2  # so it was worth it
+
+
+def test_a_loss_that_insists_on_its_dtype_is_taken_as_it_is(small_data):
+    torch.manual_seed(0)
+    model = nn.Linear(5, 3)
+    inputs, labels = small_data[0].float(), small_data[1]
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5]), reduction="none")
+
+    def loss(outputs, targets):
+        return weighted(outputs, targets).mean()
+
+    landscape = LossLandscape(model, loss, (inputs, labels))
+    assert landscape.loss() == pytest.approx(float(loss(model(inputs), labels)), rel=1e-6)
+    assert torch.isfinite(landscape.hessian() @ torch.ones(18, dtype=torch.float64)).all()

@@ -65,9 +65,11 @@ def test_mistakes_are_named_with_their_line(model, message):
         study(model)
 
 
-def test_log_p_needs_a_network_with_an_analytic_kernel():
-    with pytest.raises(InputError, match=r"only fully_connected has, not lenet5: set `prior: "):
-        study("{name: lenet5}", STUDY.replace("prior: {noise: []}\n", ""))
+def test_settings_of_the_prior_belong_together():
+    with pytest.raises(InputError, match=r"networks are those of an empirical kernel"):
+        study("{name: lenet5}", STUDY.replace("{noise: []}", "{networks: 20}"))
+    with pytest.raises(InputError, match=r"prior.kernel: .*'analytic' or 'empirical'"):
+        study("{name: lenet5}", STUDY.replace("{noise: []}", "{kernel: empiric}"))
     with pytest.raises(InputError, match=r"a figure of log_prior needs prior\.noise"):
         study("{name: lenet5}", STUDY.replace("[rangamani]", "[log_prior]"))
 

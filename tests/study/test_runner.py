@@ -10,6 +10,7 @@ from distributed import LocalCluster
 
 from planimeter.errors import InputError
 from planimeter.study import Store, trials_of
+from planimeter.study.model_spec import ModelSpec
 from planimeter.study.runner import run_study
 
 
@@ -50,6 +51,14 @@ def test_runs_on_a_cluster_that_is_there_already(small_study, tmp_path):
         summary = run_study(small_study, store, "small", scheduler=cluster.scheduler_address)
     assert summary.done_now == len(store.keys()) == 12
     assert not (tmp_path / "weights").exists()  # its workers need not share this disk
+
+
+def test_a_network_without_an_analytic_kernel_is_refused_before_it_is_trained(
+    small_study, tmp_path
+):
+    lenet = ModelSpec.model_validate({"name": "lenet5"})
+    with pytest.raises(InputError, match=r"log P\(f\) of lenet5: .*kernel: empirical"):
+        run_study(small_study.model_copy(update={"model": lenet}), Store(tmp_path), "small")
 
 
 def test_an_address_without_a_scheduler_is_explained(small_study, tmp_path):

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from planimeter.study import Study, load_study, trials_of
 from planimeter.study.data_spec import DataSpec
+from planimeter.study.model_spec import ModelSpec
 from planimeter.study.optimiser_spec import SGDSpec
 from planimeter.study.spec import PriorSpec
 from planimeter.study.training_spec import TrainingSpec
@@ -36,6 +37,36 @@ def test_results_carry_errors_and_settings(small_study):
     assert result["log_prior"][0]["stderr"] > 0
     assert result["log_prior"][0]["noise"] == 0.0
     assert result["train_loss"] > 0
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet5"])
+def test_log_p_of_any_network_with_an_empirical_kernel(small_study, name):
+    update = {
+        "model": ModelSpec.model_validate({"name": name}),
+        "prior": PriorSpec(noise=(0.0, 1.0), kernel="empirical", particles=50, runs=2),
+    }
+    trial = trials_of(small_study.model_copy(update=update))[0]
+    found = run_trial(trial)["log_prior"]
+    assert [entry["noise"] for entry in found] == [0.0, 1.0]
+    for entry in found:
+        assert entry["networks"] == 10
+        assert entry["stderr"] > entry["kernel_stderr"] > 0
+        assert -200 < entry["value"] < -5
+
+
+def test_the_empirical_kernel_of_a_study_approaches_the_analytic_one(small_study):
+    """Wide layers and many networks; the same function, since training does not look at it."""
+    wide = {"model": ModelSpec.model_validate({"name": "fully_connected", "hidden": [512]})}
+    sections = {
+        "analytic": PriorSpec(),
+        "empirical": PriorSpec(kernel="empirical", networks=60),
+    }
+    values = {
+        kind: run_trial(trials_of(small_study.model_copy(update=wide | {"prior": prior}))[0])
+        for kind, prior in sections.items()
+    }
+    one, other = (values[kind]["log_prior"][0] for kind in sections)
+    assert abs(one["value"] - other["value"]) < 4 * other["stderr"] + 0.5
 
 
 def test_optimisers_start_from_the_same_networks(small_study):

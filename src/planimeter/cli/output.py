@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
@@ -15,6 +16,8 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -23,6 +26,8 @@ from rich.table import Table
 
 output = Console()
 errors = Console(stderr=True)
+SILENCE = 10.0
+"""Seconds between two lines of progress where no bar can be drawn."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Mean = Annotated[
@@ -70,8 +75,11 @@ def print_wide_table(title: str, columns: Sequence[str], rows: Sequence[Sequence
 
 
 def progress_bar() -> Progress:
-    """A bar on standard error, with counts, elapsed and remaining time."""
-    return Progress(
+    """A bar on standard error, with counts, elapsed and remaining time.
+
+    Where that is no terminal, a line every ten seconds.
+    """
+    return _Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -79,7 +87,25 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=errors,
         transient=True,
+        disable=not errors.is_terminal,
     )
+
+
+class _Progress(Progress):
+    """A bar, or lines for a log."""
+
+    def __init__(self, *columns: ProgressColumn, **options: Any) -> None:
+        super().__init__(*columns, **options)
+        self._began = self._spoke = time.monotonic()
+
+    def update(self, task_id: TaskID, *arguments: Any, **settings: Any) -> None:
+        super().update(task_id, *arguments, **settings)
+        now = time.monotonic()
+        if self.disable and now - self._spoke >= SILENCE:
+            self._spoke = now
+            task = self.tasks[self.task_ids.index(task_id)]
+            of = "" if task.total is None else f" {task.completed:g} of {task.total:g}"
+            errors.print(f"{now - self._began:.0f} s: {escape(task.description)}{of}")
 
 
 def _strict(content: Any) -> Any:

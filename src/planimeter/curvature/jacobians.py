@@ -86,8 +86,7 @@ def curvature_roots(
     with landscape.mode():
         try:
             # In float32 the softmax of a row that is fitted well has no null vector: 1 - p cancels.
-            exact = targets.double() if targets.is_floating_point() else targets
-            curvature = _output_curvature(landscape, outputs.double(), exact)
+            curvature = _output_curvature(landscape, outputs.double(), targets)
         except RuntimeError:  # a loss that computes in its own dtype
             curvature = _output_curvature(landscape, outputs, targets).double()
     values, vectors = torch.linalg.eigh((curvature + curvature.transpose(1, 2)) / 2)

@@ -150,19 +150,25 @@ def top_eigenvalues(
     if limit < k:
         raise InputError(f"max_products = {limit} cannot give {k} eigenvalues")
     search = _Search(operator, _ENDS[which], k, tolerance, limit, basis, seed, progress)
-    found = search.run(search.start_vector(start), search.nothing, k)
-    # A Krylov space sees each eigenvalue once, and further copies are orthogonal to all of it: in
-    # its complement they would stand out from what it has not resolved, which lies lower.
-    # A given start may have no part along a wanted vector, which amounts to the same.
-    bars = search.bars(found)
-    hidden = start is not None or (k > 1 and multiplicities)
+    # A Krylov space sees as many copies of an eigenvalue as it has start vectors. Two show whether
+    # there are any, for fewer products than one and a search in its complement.
+    copies = k > 1 and multiplicities
+    pair = start is None and copies and limit > 2 * k
+    starts = [search.start_vector(start), *([search.start_vector(None)] if pair else [])]
+    found = search.run(torch.stack(starts), search.nothing, k)
+    # Where all that could be seen are there, more may be: they are orthogonal to the space, and in
+    # its complement would stand out from what it has not resolved, which lies lower. A copy of the
+    # last eigenvalue wanted would not be wanted itself, so the one before it is the bar.
+    # A given start may have no part along a wanted vector: then that may be any.
+    bars = search.bars(found, copies=start is None)
+    hidden = start is not None or (copies and (not pair or search.close(found)))
     if bars is not None:
         search.below = not hidden or len(search.basis) >= size
         if not search.below and search.done < limit:
-            search.run(search.start_vector(None), search.basis, 1, bars)
+            search.run(search.start_vector(None)[None], search.basis, 1, bars)
     # Where they do, or the space was exhausted before k, search next to what was found.
     while not search.below and len(found.values) < size and search.done < limit:
-        extra = search.run(search.start_vector(None), found.vectors.T, 1, search.bars(found))
+        extra = search.run(search.start_vector(None)[None], found.vectors.T, 1, search.bars(found))
         # What A leaks from the complement into the locked space is at most the residuals there.
         leak = found.residuals.norm()
         extra = replace(extra, residuals=torch.hypot(extra.residuals, leak))
@@ -252,23 +258,39 @@ class _Search:
             left = left[order[k:].sort().values]
         return torch.cat(chosen).sort().values
 
-    def bars(self, found: Eigenpairs) -> list[float] | None:
-        """The score that an eigenvalue has to beat at each end; None while some are missing."""
+    def bars(self, found: Eigenpairs, copies: bool = False) -> list[float] | None:
+        """The score that an eigenvalue has to beat at each end; None while some are missing.
+
+        Arguments:
+            found: the eigenvalues so far.
+            copies: of what is found, where only those that displace another count; they are found
+                to within the residual of their original.
+        """
         if len(found.values) < min(len(self.ends) * self.k, self.operator.size):
             return None
-        return [
-            float(score(found.values).sort(descending=True).values[self.k - 1])
-            for score in self.ends
-        ]
+        bars = []
+        for score in self.ends:
+            scores, order = score(found.values).sort(descending=True)
+            last = self.k - 2 if copies and self.k > 1 else self.k - 1
+            slack = float(found.residuals[order[last]]) if copies and self.k > 1 else 0.0
+            bars.append(float(scores[last]) - slack)
+        return bars
+
+    def close(self, found: Eigenpairs) -> bool:
+        """Whether two of the values found may be the same."""
+        order = found.values.argsort()
+        gaps = found.values[order].diff()
+        slack = self.enough(found.values[order])
+        return bool((gaps <= slack[1:] + slack[:-1]).any())
 
     def run(
         self,
-        start: Float[Tensor, " P"],
+        start: Float[Tensor, "b P"],
         locked: Float[Tensor, "l P"],
         k: int,
         bars: list[float] | None = None,
     ) -> Eigenpairs:
-        """Lanczos in the complement of the locked vectors: the wanted pairs, k at each end.
+        """Block Lanczos in the complement of the locked vectors: the wanted pairs, k at each end.
 
         An exhausted Krylov space gives all it has. With `bars`, the pass ends once the best of the
         complement is seen to lie below them.
@@ -279,26 +301,32 @@ class _Search:
         room = min(self.room, free)
         basis = torch.empty((room, size), dtype=self.dtype, device=operator.device)
         projected = torch.zeros(room, room, dtype=torch.float64)
-        q = orthogonalised(start.to(self.dtype), locked)
-        basis[0] = q / q.norm()
+        block, _ = _orthonormal(orthogonalised(start.T.to(self.dtype), locked).T, 0.0)
+        block = block[:room]
         used, spent, next_look = 0, 0, 1
         while True:
-            w = (operator @ basis[used].double()).to(self.dtype)
-            self.done, spent, used = self.done + 1, spent + 1, used + 1
+            width = len(block)
+            basis[used : used + width] = block
+            w = (operator @ block.T.double()).to(self.dtype).T
+            self.done, spent, used = self.done + width, spent + width, used + width
             self.progress(self.done, self.limit)
             norm = max(float(w.norm()), self.scale)
             w, coefficients = _remainder(w, locked, basis[:used])
-            projected[used - 1, :used] = projected[:used, used - 1] = coefficients
-            beta = float(w.norm())
-            exhausted = used >= free or beta <= max(1e-14, operator.epsilon) * norm
-            full, out = used == room, self.done >= self.limit
+            projected[used - width : used, :used] = coefficients
+            projected[:used, used - width : used] = coefficients.T
+            block, beta = _orthonormal(w, max(1e-14, operator.epsilon) * norm)
+            if len(block) and float(beta.diagonal().abs().min()) < 1e-3 * norm:
+                # What is left is small: enlarged to norm 1, so are its parts in the bases.
+                again = orthogonalised(block.T, locked, basis[:used])
+                block, _ = _orthonormal(again.T, 0.0)
+            exhausted = used >= free or not len(block)
+            full, out = used + len(block) > room, self.done + len(block) > self.limit
             if not (exhausted or full or out or used >= next_look):
-                basis[used] = w / beta
                 continue
             next_look = used + 1 + used // 20
             theta, s = torch.linalg.eigh(projected[:used, :used])
             self.scale = max(self.scale, float(theta.abs().max()))
-            residuals = (0.0 if exhausted else beta) * s[-1].abs()
+            residuals = (beta @ s[-width:]).norm(dim=0) * (not exhausted)
             kept = torch.arange(used) if exhausted else self.wanted(theta, k)
             good = residuals[kept] <= self.enough(theta[kept])
             if exhausted or out or (used >= k and bool(good.all())):
@@ -307,9 +335,8 @@ class _Search:
                 self.below = True
                 break
             if full:
-                used = self._restart(basis, projected, theta, s, k)
+                used = self._restart(basis, projected, theta, s, k, len(block))
                 next_look = used + 1
-            basis[used] = w / beta
         self.basis = basis[:used]
         # The recurrence's residual shrinks without end; a product is no better than its rounding.
         residuals = residuals[kept].clamp_min(operator.epsilon * self.scale)
@@ -341,12 +368,14 @@ class _Search:
                 return False
         return True
 
-    def _restart(self, basis: Tensor, projected: Tensor, theta: Tensor, s: Tensor, k: int) -> int:
-        """Shrink the basis to its best Ritz vectors; the next vector is coupled to all of them."""
+    def _restart(
+        self, basis: Tensor, projected: Tensor, theta: Tensor, s: Tensor, k: int, width: int
+    ) -> int:
+        """Shrink the basis to its best Ritz vectors; the next block is coupled to all of them."""
         room = len(basis)
-        each = max(k, (room - 2) // (2 * len(self.ends)))
-        kept = self.wanted(theta, each)[: room - 2]
-        basis[: len(kept)] = s[:, kept].T.to(basis) @ basis
+        each = max(k, (room - 2 * width) // (2 * len(self.ends)))
+        kept = self.wanted(theta, each)[: room - 2 * width]
+        basis[: len(kept)] = s[:, kept].T.to(basis) @ basis[: len(s)]
         projected.zero_()
         projected[range(len(kept)), range(len(kept))] = theta[kept]
         return len(kept)
@@ -360,19 +389,41 @@ def orthogonalised(w: Tensor, *bases: Float[Tensor, "m P"]) -> Tensor:
     return w
 
 
-def _remainder(w: Tensor, locked: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+def _remainder(
+    w: Float[Tensor, "b P"], locked: Float[Tensor, "l P"], basis: Float[Tensor, "m P"]
+) -> tuple[Float[Tensor, "b P"], Float[Tensor, "b m"]]:
     """w without its parts in the bases, and its coefficients in the second one.
 
     Always twice: what one pass leaves behind grows from restart to restart.
     """
-    total = torch.zeros(len(basis), dtype=torch.float64)
+    total = torch.zeros(len(w), len(basis), dtype=torch.float64)
     for _ in range(2):
         if len(locked):
-            w = w - locked.T @ (locked @ w)
-        coefficients = basis @ w
-        w = w - basis.T @ coefficients
+            w = w - (w @ locked.T) @ locked
+        coefficients = w @ basis.T
+        w = w - coefficients @ basis
         total += coefficients.double().cpu()
     return w, total
+
+
+def _orthonormal(
+    w: Float[Tensor, "b P"], floor: float
+) -> tuple[Float[Tensor, "r P"], Float[Tensor, "r b"]]:
+    """Orthonormal rows, and w's coefficients in them; what is left of a row below `floor` counts as
+    nothing."""
+    rows: list[Tensor] = []
+    coefficients = torch.zeros(len(w), len(w), dtype=torch.float64)
+    for place, row in enumerate(w):
+        for _ in range(2):
+            for index, other in enumerate(rows):
+                part = other @ row
+                coefficients[index, place] += float(part)
+                row = row - part * other
+        norm = float(row.norm())
+        if norm > floor:
+            coefficients[len(rows), place] = norm
+            rows.append(row / norm)
+    return torch.stack(rows) if rows else w[:0], coefficients[: len(rows)]
 
 
 def _merged(one: Eigenpairs, other: Eigenpairs) -> Eigenpairs:

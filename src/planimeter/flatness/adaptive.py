@@ -285,7 +285,7 @@ def _evaluation(
             point = torch.addcmul(centre, c, z).requires_grad_()
             pieces = zip(shapes.items(), point.split(sizes), strict=True)
             parameters = {name: piece.view(shape) for (name, shape), piece in pieces}
-            loss = landscape.loss_function(landscape.forward(parameters, inputs), targets)
+            loss = landscape.function.loss(landscape.forward(parameters, inputs), targets)
             (slope,) = torch.autograd.grad(loss, point)
         if norm == "linf":  # the scale is no part of a sign
             return float(loss.detach()), slope.sign_()

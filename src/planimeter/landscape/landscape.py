@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from planimeter.errors import InputError, NotApplicableError
 from planimeter.landscape.data import BatchData
 from planimeter.landscape.modes import batch_norms, evaluation_mode, has_dropout
-from planimeter.losses import Loss, likelihood_of, predicted_classes
+from planimeter.losses import Loss, in_float64, likelihood_of, predicted_classes
 from planimeter.operators import CurvatureOperator
 from planimeter.operators.batches import (
     Batch,
@@ -49,6 +49,8 @@ from planimeter.operators.operator import consecutive, matching
 from planimeter.operators.products import Products
 
 DEFAULT_ROWS = 2048
+WIDE_OUTPUTS = 4096
+"""Outputs a row up to which the loss is computed in float64, whatever the model's dtype is."""
 
 
 class LossLandscape:
@@ -133,6 +135,8 @@ class LossLandscape:
         }
         self._operators: dict[Any, CurvatureOperator] = {}
         self._check_deterministic()
+        if self._takes_float64():
+            self.function.loss = in_float64(loss)
         if self.function.separable:
             self._check_mean()
 
@@ -277,7 +281,7 @@ class LossLandscape:
             drawn: list[Tensor] = self.function.surviving(draw)
 
         def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-            draws = [self.loss_function(outputs, one) for one in targets.unbind(1)]
+            draws = [self.function.loss(outputs, one) for one in targets.unbind(1)]
             return torch.stack(draws).mean()
 
         def batches() -> Iterator[Batch]:
@@ -321,7 +325,7 @@ class LossLandscape:
 
     def batch_gradient(self, theta: Float[Tensor, " P"], batch: Batch) -> Float[Tensor, " P"]:
         """The gradient at `theta` of the loss of one batch, for stochastic ascent and descent."""
-        one = BatchedLoss(self.forward, self.loss_function, lambda: iter([batch]))
+        one = BatchedLoss(self.forward, self.function.loss, lambda: iter([batch]))
         with self.mode():
             return loss_and_gradient(one, unflatten(theta, self.parameters))[1]
 
@@ -381,6 +385,25 @@ class LossLandscape:
         part = slice(min(count, self.function.rows or count))
         return cut_rows(inputs, part, len(targets)), targets[part]
 
+    def _takes_float64(self) -> bool:
+        """Whether the loss, and its gradient, can be computed in float64 (class weights, a device
+        without it, or a loss with a dtype of its own may be in the way), and at little cost."""
+
+        def compute() -> bool:
+            inputs, targets = self._first_rows(2)
+            outputs = self.forward(self.parameters, inputs)
+            if outputs.dtype == torch.float64 or outputs[0].numel() > WIDE_OUTPUTS:
+                return False
+            try:
+                torch.func.grad(in_float64(self.loss_function))(outputs, targets)
+            except (RuntimeError, TypeError):
+                return False
+            return True
+
+        with torch.no_grad(), self.mode():
+            result: bool = self.function.surviving(compute)
+        return result
+
     def _check_mean(self) -> None:
         """Refuse a loss that is no mean over rows, where batches could not be put together.
 
@@ -394,7 +417,7 @@ class LossLandscape:
             losses = []
             for part in (slice(None), slice(cut), slice(cut, None)) if cut else ():
                 outputs = self.forward(self.parameters, cut_rows(inputs, part, rows))
-                losses.append(float(self.loss_function(outputs, targets[part]).mean()))
+                losses.append(float(self.function.loss(outputs, targets[part]).mean()))
             return rows, losses
 
         with torch.no_grad(), self.mode():

@@ -18,7 +18,7 @@ from planimeter.errors import InputError
 from planimeter.study.group import Trained, groups_of, measure_member, train_group
 from planimeter.study.spec import Study
 from planimeter.study.store import Store
-from planimeter.study.trial import Trial, run_trial, trials_of
+from planimeter.study.trial import Trial, check_kernel, run_trial, trials_of
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def run_study(
         progress: called after each trial with its result (None if it failed), trials done, total.
 
     Raises:
-        InputError: another process writes to the store, it holds another study, or no scheduler
-            answers at the address.
+        InputError: another process writes to the store, it holds another study, no scheduler
+            answers at the address, or the network has no analytic kernel for log P(f).
     """
     trials = trials_of(study)
     with store.writing(study, reference):
@@ -64,6 +64,7 @@ def run_study(
         todo = {t.key: t for t in trials if t.key not in done}
         finished, failed = len(trials) - len(todo), {}
         if todo:
+            check_kernel(next(iter(todo.values())))
             with _cluster(workers, scheduler, len(todo)) as client:
                 from distributed import as_completed
 

@@ -6,7 +6,7 @@ import re
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -60,11 +60,24 @@ class PriorSpec(Section):
     """log P(f), under one or several noise conventions; the first is the one that figures show.
 
     Without any, log P(f) is not computed; `prior: null` says the same.
+
+    Arguments:
+        noise: variances, 0 for Heaviside, 1 for probit.
+        particles, runs: of the Monte Carlo.
+        kernel: "analytic", of infinite width, or "empirical", measured on random networks.
+        networks: of the empirical kernel; None for a tenth of the rows.
+        sigma_w, sigma_b: of the weights (times root fan-in) and biases that the prior draws; None
+            for those of the model's settings, or root 2 and 1 where it has none.
     """
 
+    added = frozenset({"kernel", "networks", "sigma_w", "sigma_b"})
     noise: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)
     particles: int = Field(default=1000, ge=10)
     runs: int = Field(default=8, ge=2)
+    kernel: Literal["analytic", "empirical"] = "analytic"
+    networks: int | None = Field(default=None, ge=2)
+    sigma_w: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    sigma_b: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
 class StatisticsSpec(Section):
@@ -110,11 +123,8 @@ class Study(Section):
             _check_measures(record.measures)
         if self.prior.noise and self.data.number_of_classes > 2:
             raise ValueError("log P(f) needs a binary task: set `prior: null` to leave it out")
-        if self.prior.noise and self.model.name != "fully_connected":
-            raise ValueError(
-                f"in studies log P(f) needs an analytic kernel, which only fully_connected has, "
-                f"not {self.model.name}: set `prior: null`, and leave log_prior out of `figures`"
-            )
+        if self.prior.networks is not None and self.prior.kernel == "analytic":
+            raise ValueError("prior.networks are those of an empirical kernel: set `kernel` too")
         if "log_prior" in self.figures and not self.prior.noise:
             raise ValueError("a figure of log_prior needs prior.noise: name other `figures`")
         if record is not None and record.log_prior and not self.prior.noise:

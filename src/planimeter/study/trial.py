@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from planimeter.data import Split, training_batches
+from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.flatness import measure
 from planimeter.landscape import LossLandscape
 from planimeter.losses import LOSSES, Loss
 from planimeter.models.registry import build_model
-from planimeter.prior import log_prior, nngp_kernel
+from planimeter.prior import (
+    EmpiricalKernel,
+    check_kernel_exists,
+    empirical_kernel,
+    empirical_log_prior,
+    gaussian_initialisation,
+    log_prior,
+    nngp_kernel,
+)
 from planimeter.study.data_spec import DataSpec
 from planimeter.study.spec import Study
 from planimeter.study.training_spec import RecordSpec, TrainingSpec
@@ -45,7 +55,7 @@ from planimeter.training import (
 )
 
 # Raise this when a change of code changes the results of trials: old records then do not count.
-RESULT_VERSION = 3
+RESULT_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -285,17 +295,48 @@ def landscape_of(model: nn.Module, task: Split) -> LossLandscape:
 
 
 def _log_priors(trial: Trial, task: Split, model: nn.Module) -> list[dict[str, Any]]:
-    """log P(f) of the labelling that a network gives S and E, under each noise convention."""
+    """log P(f) of the labelling that a network gives S and E, under each noise convention.
+
+    On an empirical kernel `stderr` has the error of the kernel in it.
+    """
     if not trial.prior["noise"]:
         return []
     function = function_on(model, torch.cat([task.train_inputs, task.test_inputs]))
     kernel = _kernel(
-        json.dumps(trial.data, sort_keys=True), json.dumps(trial.model, sort_keys=True)
+        *(json.dumps(part, sort_keys=True) for part in (trial.data, trial.model, trial.prior))
     )
     settings = {name: trial.prior[name] for name in ("particles", "runs")}
-    return [
-        log_prior(kernel, function, noise, **settings).as_dict() for noise in trial.prior["noise"]
-    ]
+    entries = []
+    for noise in trial.prior["noise"]:
+        if isinstance(kernel, EmpiricalKernel):
+            found = empirical_log_prior(replace(kernel, noise=noise), function, **settings)
+            of_kernel = {
+                name: getattr(found, name)
+                for name in ("stderr", "kernel_stderr", "kernel_bias", "networks")
+            }
+            entries.append(found.orthant.as_dict() | of_kernel)
+        else:
+            entries.append(log_prior(kernel, function, noise, **settings).as_dict())
+    return entries
+
+
+def check_kernel(trial: Trial) -> None:
+    """Refuse a trial whose network has no analytic kernel, if it is to have one.
+
+    Raises:
+        InputError: it is; names the layer, and the way out.
+    """
+    if not trial.prior["noise"] or trial.prior.get("kernel") == "empirical":
+        return
+    inputs = _split(json.dumps(trial.data, sort_keys=True)).train_inputs
+    network = build_model(input_shape=inputs.shape[1:], outputs=1, **trial.model)
+    try:
+        check_kernel_exists(network.eval(), inputs[:2])
+    except InputError as error:
+        raise InputError(
+            f"log P(f) of {trial.model['name']}: {error}; in a study set "
+            f"`prior: {{kernel: empirical}}`, or `prior: null` and leave log_prior out of `figures`"
+        ) from error
 
 
 def _outputs(task: Split) -> int:
@@ -313,12 +354,26 @@ def _split(data: str) -> Split:
 
 
 @lru_cache(maxsize=2)
-def _kernel(data: str, model: str) -> Tensor:
+def _kernel(data: str, model: str, prior: str) -> Tensor | EmpiricalKernel:
     """The kernel of S and E in this order, shared by all trials of a worker."""
-    spec, task = json.loads(model), _split(data)
+    spec, settings, task = json.loads(model), json.loads(prior), _split(data)
     inputs = torch.cat([task.train_inputs, task.test_inputs])
     network = build_model(input_shape=inputs.shape[1:], outputs=1, **spec)
-    return nngp_kernel(network, inputs, sigma_w=spec["sigma_w"], sigma_b=spec["sigma_b"])
+    sigma_w, sigma_b = (
+        next(v for v in (settings.get(name), spec.get(name), usual) if v is not None)
+        for name, usual in (("sigma_w", math.sqrt(2.0)), ("sigma_b", 1.0))
+    )
+    if settings.get("kernel") == "empirical":
+        return empirical_kernel(
+            network,
+            inputs,
+            networks=settings.get("networks"),
+            sigma_w=sigma_w,
+            sigma_b=sigma_b,
+            noise=min(settings["noise"]),
+            initialise=gaussian_initialisation(sigma_w, sigma_b),
+        )
+    return nngp_kernel(network.eval(), inputs, sigma_w=sigma_w, sigma_b=sigma_b)
 
 
 def _repeatable(estimate: Estimate) -> dict[str, Any]:
