@@ -84,6 +84,17 @@ class RowLoss:
     values: Callable[[Tensor, Tensor], Tensor]
     slopes: Callable[[Tensor, Tensor], Tensor]
 
+    def in_float64(self) -> RowLoss:
+        """The same computed in float64, as `in_float64` does; slopes in the dtype of outputs."""
+
+        def wide(targets: Tensor) -> Tensor:
+            return targets.double() if targets.is_floating_point() else targets
+
+        return RowLoss(
+            lambda outputs, targets: self.values(outputs.double(), wide(targets)),
+            lambda outputs, targets: self.slopes(outputs.double(), wide(targets)).to(outputs.dtype),
+        )
+
 
 def row_loss(loss: Loss) -> RowLoss:
     r"""The losses :math:`\ell(h_n, y_n)` of which a loss is the mean, and their slopes.

@@ -88,6 +88,17 @@ def test_measure(user, planimeter):
     assert re.search(r"trace\s+\d.* ± ", text)
 
 
+def test_distances_from_the_weights_before_training(user, planimeter):
+    words = ["measure", "mynets:fcn", "--checkpoint", "good.pt", "--rows", "50", "--initial"]
+    which = ["--measures", "distance_from_init,spectral_distance_from_init", "--json"]
+    code, text, _ = planimeter(*words, "good.pt", *which, cwd=user)
+    assert code == 0
+    assert [m["value"] for m in json.loads(text)["measures"].values()] == [0, 0]
+    code, _, errors = planimeter(*words, "good.pt", "--by-layer", cwd=user)
+    assert code == 2
+    assert "leave out --by-layer" in errors
+
+
 def test_spectra(user, planimeter):
     code, text, _ = planimeter(
         "measure", "mynets:fcn", "--checkpoint", "good.pt", "--rows", "100", "--spectrum",
@@ -250,6 +261,9 @@ def test_a_study_from_start_to_report(small_study_file, planimeter):
         (["measure", "mynets:broken"], "raised RuntimeError: boom"),
         (["prior", "mynets:fcn", "--checkpoint", "nan.pt"], "640 of 640 values that are not"),
         (["prior", "mynets:fcn", "--sigma-w", "-1"], "sigma_w must be positive"),
+        (["prior", "mynets:ten"], "mynets:ten has 10 outputs"),
+        (["prior", "mynets:wide", "--data", "boolean", "--train", "9", "--test", "9"],
+         "mynets:wide does not accept boolean inputs of shape (1, 7)"),
         (["prior", "mynets:fcn", "--data", "mnits"], "no data set 'mnits'"),
         (["study", "run", "demo", "--out", "/proc/x"], "cannot write to /proc/x"),
         (["measure", "mynets:fcn", "--plot", "a.png"], "--plot draws what --spectrum computes"),
@@ -259,7 +273,6 @@ def test_a_study_from_start_to_report(small_study_file, planimeter):
         (["prior", "mynets:normed"], "BatchNorm"),
         (["prior", "mynets:fcn", "--kernel", "exact"], "no kernel 'exact'; there are analytic"),
         (["prior", "mynets:fcn", "--method", "mcmc"], "unknown method 'mcmc'"),
-        (["prior", "mynets:ten"], "the orthant prior is binary"),
         (["prior", "mynets:fcn", "--positive", "5,x"], "no class 'x'; there are 0 to 9"),
         (["prior", "mynets:fcn", "--train", "5000"], "too few rows for 5000 training"),
         (["study", "run", "nothing.yaml"], "no study file at nothing.yaml"),

@@ -7,7 +7,7 @@ from torch import nn
 from planimeter.data import binary_split, load
 from planimeter.errors import InputError
 from planimeter.landscape.stack import ChainStack, MappedStack, stack_of
-from planimeter.losses import binary_cross_entropy, predicted_classes
+from planimeter.losses import binary_cross_entropy, predicted_classes, row_loss
 from planimeter.models.fully_connected import fully_connected
 from planimeter.training import EntropySGD, Padam, fit, fit_ensemble, fit_to_zero_error
 
@@ -205,7 +205,7 @@ def test_the_written_out_gradient_is_the_mapped_one(classes):
         nn.Flatten(), nn.Linear(6, 5), nn.Linear(5, 7, bias=False), nn.ReLU(), nn.Linear(7, classes)
     )  # fmt: skip
     names = [name for name, _ in net.named_parameters()]
-    stack = stack_of(net, loss, names, (2, 3))
+    stack = stack_of(net, row_loss(loss), names, (2, 3))
     assert isinstance(stack, ChainStack)
     mapped = MappedStack(net, names, [], stack.loss)
     parameters = [torch.randn(3, *p.shape, generator=generator).double() for p in net.parameters()]
@@ -236,7 +236,7 @@ def test_the_written_out_gradient_is_the_mapped_one(classes):
 )
 def test_other_layers_are_no_chain(net):
     names = [name for name, _ in net.named_parameters()]
-    assert isinstance(stack_of(net, binary_cross_entropy, names, (4,)), MappedStack)
+    assert isinstance(stack_of(net, row_loss(binary_cross_entropy), names, (4,)), MappedStack)
 
 
 def test_what_looks_like_a_chain_and_is_none():
@@ -247,7 +247,7 @@ def test_what_looks_like_a_chain_and_is_none():
     images = nn.Sequential(nn.Linear(4, 4))  # of the last dimension of more than one
     for net, row in ((tied, (4,)), (hooked, (4,)), (images, (3, 4))):
         names = [name for name, _ in net.named_parameters()]
-        assert isinstance(stack_of(net, nn.functional.mse_loss, names, row), MappedStack)
+        assert isinstance(stack_of(net, row_loss(nn.functional.mse_loss), names, row), MappedStack)
 
 
 def test_bad_input_is_refused(split):

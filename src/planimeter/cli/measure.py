@@ -38,6 +38,7 @@ from planimeter.curvature import SpectralSummary
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.flatness.by_layer import DEFAULT as LAYER_MEASURES
+from planimeter.models.loading import load_model
 from planimeter.report.spectra import save_density_figure
 
 _LARGER = {"sharpness": "sharper", "flatness": "flatter", "none": ""}
@@ -76,6 +77,10 @@ def measure(
             "named).",
         ),
     ] = False,
+    initial: Annotated[
+        Path | None,
+        typer.Option(help="Weights before the training, for the distances from them."),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="With --spectrum: draw the densities here (.png, .pdf).")
     ] = None,
@@ -99,6 +104,8 @@ def measure(
         raise InputError("--layers chooses what --by-layer measures: give both")
     if spectrum and by_layer:
         raise InputError("--spectrum is that of the whole network: leave out --by-layer")
+    if initial is not None and by_layer:
+        raise InputError("--initial is of the whole network: leave out --by-layer")
     network = subject(
         model, checkpoint, data, rows=rows, mean=mean, std=std, positive=positive, loss=loss,
         batch_size=batch_size, batch_norm=batch_norm, float64=float64,
@@ -106,6 +113,13 @@ def measure(
     )  # fmt: skip
     landscape = network.landscape
     wanted = names.split(",") if names else [] if spectrum else None
+    settings: dict[str, dict[str, Any]] = {}
+    if initial is not None:
+        before = landscape.with_state(load_model(model, initial, seed=seed).state_dict())
+        of_start = [name for name, m in flatness.MEASURES.items() if "initial" in m.settings]
+        settings = {name: {"initial": before} for name in of_start}
+        if wanted is None:
+            wanted = [*flatness.all_names(), *of_start]
     started = time.monotonic()
     results: dict[str, Estimate] = {}
     parts: dict[str, dict[str, Estimate]] = {}
@@ -135,7 +149,12 @@ def measure(
                 )
             else:
                 flatness.measure(
-                    landscape, wanted, seed=seed, progress=progress, finished=results.__setitem__
+                    landscape,
+                    wanted,
+                    settings=settings,
+                    seed=seed,
+                    progress=progress,
+                    finished=results.__setitem__,
                 )
             summaries = spectra(landscape, seed, progress) if spectrum else {}
         except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from planimeter.cli.prior import classes, numbers, say_untrained
+from planimeter.cli.output import errors
 from planimeter.data import binary, load, normalise
 from planimeter.errors import InputError
 from planimeter.landscape import BATCH_NORM, LossLandscape
@@ -109,7 +109,7 @@ def subject(
     if float64:
         network, inputs = network.double(), inputs.double()
     inputs = normalise(inputs, means, stds)
-    outputs = _outputs(network, inputs, model, data)
+    outputs = count_outputs(network, inputs, model, data)
     one = outputs == 1
     if not one and outputs < dataset.classes:
         raise InputError(
@@ -132,7 +132,30 @@ def subject(
     return Subject(landscape, model, checkpoint, data, chosen, means, stds)
 
 
-def _outputs(network: torch.nn.Module, inputs: torch.Tensor, model: str, data: str) -> int:
+def say_untrained(model: str, checkpoint: Path | None, seed: int) -> None:
+    """Without a checkpoint, say whose weights are looked at."""
+    if checkpoint is None:
+        errors.print(
+            f"note: no --checkpoint, so these are the weights that {model} makes (seed {seed})",
+            style="yellow",
+            highlight=False,
+        )
+
+
+def classes(text: str | None) -> list[str] | None:
+    """`5,6,7` or `cat,dog`, one by one."""
+    return None if text is None else [part.strip() for part in text.split(",")]
+
+
+def numbers(text: str | None) -> list[float] | None:
+    """`0.485,0.456,0.406` as numbers."""
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0.5,0.5,0.5") from None
+
+
+def count_outputs(network: torch.nn.Module, inputs: torch.Tensor, model: str, data: str) -> int:
     """Outputs a row, found by running one row; a misfit is an error in words."""
     network.eval()
     try:

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from planimeter.cli.network import classes, count_outputs, numbers, say_untrained
 from planimeter.cli.output import (
     AsJson,
     Mean,
     Seed,
     Std,
-    errors,
     output,
     print_json,
     print_table,
@@ -101,6 +101,10 @@ def prior(
     split = binary_split(load(data), train=train, test=test, positive=classes(positive), seed=seed)
     inputs = normalise(torch.cat([split.train_inputs, split.test_inputs]), means, stds)
     labels = torch.cat([split.train_labels, split.test_labels])
+    if (outputs := count_outputs(network, inputs, model, data)) != 1:
+        raise InputError(
+            f"{model} has {outputs} outputs: log P(f) is that of a binary function, of one output"
+        )
     if kernel == "analytic":
         check_kernel_exists(network, inputs)  # refuse an unknown architecture before any work
     function = predict(network, inputs)
@@ -200,29 +204,6 @@ def _bounds(
     if evidence is not None and train > 1:
         bounds["bound for P(f|S)"] = posterior_error_bound(evidence, train, delta)
     return bounds
-
-
-def say_untrained(model: str, checkpoint: Path | None, seed: int) -> None:
-    """Without a checkpoint, say whose weights are looked at."""
-    if checkpoint is None:
-        errors.print(
-            f"note: no --checkpoint, so these are the weights that {model} makes (seed {seed})",
-            style="yellow",
-            highlight=False,
-        )
-
-
-def classes(text: str | None) -> list[str] | None:
-    """`5,6,7` or `cat,dog`, one by one."""
-    return None if text is None else [part.strip() for part in text.split(",")]
-
-
-def numbers(text: str | None) -> list[float] | None:
-    """`0.485,0.456,0.406` as numbers."""
-    try:
-        return None if text is None else [float(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0.5,0.5,0.5") from None
 
 
 def predict(network: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:

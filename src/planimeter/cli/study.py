@@ -212,7 +212,7 @@ def print_report(store: Store, as_json: bool) -> None:
         coefficients = (str(c) for c in (row.pearson, row.spearman, row.kendall))
         lines.append((f"  {row.quantity.symbol}", *coefficients))
     print_table(
-        "Correlation with the test error, with bootstrap intervals",
+        "Correlation with the test error, with intervals",
         ("", "Pearson r", "Spearman ρ", "Kendall τ"),
         lines,
     )

@@ -183,7 +183,9 @@ class _Members:
                 )
             modes.enter_context(landscape.mode())
         check_alike([landscape.model for landscape in landscapes])
-        self.model, self.loss = first.model, first.loss_function
+        self.model, self.loss = first.model, row_loss(first.loss_function)
+        if first.function.loss is not first.loss_function:
+            self.loss = self.loss.in_float64()
         self.names = list(first.parameters)
         self.others = other_names(self.model, self.names)
         states = [landscape.state for landscape in landscapes]
@@ -208,7 +210,7 @@ class _Members:
 
     def hessian_product(self) -> Callable[[Float[Tensor, "B P"]], Float[Tensor, "B P"]]:
         """Every network's Hessian times its own vector, recorded once."""
-        stack = MappedStack(self.model, self.names, self.others, row_loss(self.loss))
+        stack = MappedStack(self.model, self.names, self.others, self.loss)
         batches = list(self.first.batches())
         rows = sum(len(targets) for _, targets in batches)
 

@@ -252,7 +252,7 @@ MEASURES = (
         frozenset({"layer"}),
         minimum_sharpness,
         minimum_sharpness,
-        {"probes": 8},
+        {"probes": 16},
     ),
     Measure(
         "normalized_flat_minima",

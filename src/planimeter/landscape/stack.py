@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from planimeter.errors import InputError
 from planimeter.landscape.modes import batch_norms, has_dropout
-from planimeter.losses import Loss, RowLoss, row_loss
+from planimeter.losses import RowLoss
 
 _ROWS_IN_REGISTERS = 32  # float32, two registers of 64 bytes at a time
 
@@ -63,21 +63,21 @@ class Stack(Protocol):
 
 
 def stack_of(
-    model: nn.Module, loss: Loss, names: Sequence[str], row: Sequence[int] | torch.Size
+    model: nn.Module, loss: RowLoss, names: Sequence[str], row: Sequence[int] | torch.Size
 ) -> Stack:
     """The fastest stack for networks like `model`.
 
     Arguments:
         model: one of them; its own parameters play no role.
-        loss: a mean over the rows of a batch.
+        loss: of a row.
         names: of the parameters that are differentiated by; all other tensors of the state, in
             the order of `other_names`, are `fixed`.
         row: shape of one input.
     """
     layers = _chain(model, names, flat=len(row) == 1)
     if layers is not None:
-        return ChainStack(layers, list(names), row_loss(loss))
-    return MappedStack(model, list(names), other_names(model, names), row_loss(loss))
+        return ChainStack(layers, list(names), loss)
+    return MappedStack(model, list(names), other_names(model, names), loss)
 
 
 def other_names(model: nn.Module, names: Sequence[str]) -> list[str]:

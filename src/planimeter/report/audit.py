@@ -24,12 +24,13 @@ def audit_figure(audit: Audit, title: str) -> Figure:
             if change is not None:
                 sizes[row, column] = min(max(abs(change.relative), _FLOOR), _CEILING)
     figure = Figure(
-        figsize=(3.6 + 1.15 * len(kinds), 1.4 + 0.27 * len(names)), layout="constrained"
+        figsize=(4.6 + 1.15 * len(kinds), 1.7 + 0.27 * len(names)), layout="constrained"
     )
     axes = figure.add_subplot()
     image = axes.imshow(np.log10(sizes), cmap="cividis", vmin=-4, vmax=2, aspect="auto")
     axes.set_xticks(range(len(kinds)), kinds)
-    axes.set_yticks(range(len(names)), [MEASURES[name].symbol for name in names], fontsize=8)
+    labels = [_both(name, MEASURES[name].symbol) for name in names]
+    axes.set_yticks(range(len(names)), labels, fontsize=8)
     axes.tick_params(length=0)
     axes.xaxis.tick_top()
     for column, kind in enumerate(kinds):
@@ -46,7 +47,17 @@ def audit_figure(audit: Audit, title: str) -> Figure:
     bar = figure.colorbar(image, ax=axes, shrink=0.6, extend="both")
     bar.set_label("relative change (log10)")
     axes.set_title(title, fontsize=9, loc="left", pad=14)
+    axes.set_xlabel(
+        f"=  within {audit.tolerance:g}: invariant    ?  below three standard errors\n"
+        "!  claimed invariant, but changes",
+        fontsize=8,
+    )
     return figure
+
+
+def _both(name: str, symbol: str) -> str:
+    """A measure as commands call it, and its symbol where that says more."""
+    return name if symbol.replace(" ", "_").lower() == name else f"{name}   {symbol}"
 
 
 def percent(relative: float, error: float = 0.0) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from planimeter.errors import InputError
 from planimeter.landscape.stack import check_alike, other_names, stack_of, stacked
-from planimeter.losses import Loss, binary_cross_entropy, predicted_classes
+from planimeter.losses import Loss, binary_cross_entropy, predicted_classes, row_loss
 from planimeter.training.fit import FitResult, check_batch_size
 from planimeter.training.member_batches import MemberBatches, MemberData
 from planimeter.training.member_optimisers import MemberOptimiser
@@ -137,7 +137,7 @@ class _Run:
         self.data, self.batches, self.max_epochs = data, batches, max_epochs
         self.names = _used(models[0], loss, data)
         self.others = other_names(models[0], self.names)
-        self.stack = stack_of(models[0], loss, self.names, data.inputs.shape[1:])
+        self.stack = stack_of(models[0], row_loss(loss), self.names, data.inputs.shape[1:])
         states = [{**dict(m.named_parameters()), **dict(m.named_buffers())} for m in models]
         self.parameters, self.fixed = stacked(states, self.names), stacked(states, self.others)
         self.gradients = [torch.empty_like(p) for p in self.parameters]
