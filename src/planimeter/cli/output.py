@@ -104,8 +104,14 @@ class _Progress(Progress):
         if self.disable and now - self._spoke >= SILENCE:
             self._spoke = now
             task = self.tasks[self.task_ids.index(task_id)]
-            of = "" if task.total is None else f" {task.completed:g} of {task.total:g}"
-            errors.print(f"{now - self._began:.0f} s: {escape(task.description)}{of}")
+            of = "" if task.total is None else f", {task.completed:g} of {task.total:g}"
+            left = task.time_remaining
+            more = "" if left is None else f", about {left:.0f} s left"
+            errors.print(
+                f"{now - self._began:.0f} s: {escape(task.description)}{of}{more}",
+                highlight=False,
+                soft_wrap=True,
+            )
 
 
 def _strict(content: Any) -> Any:

@@ -157,25 +157,14 @@ def run_and_report(
 
 
 def _reporter(bar: Progress, reference: str, total: int) -> Any:
-    """Progress as a bar on a terminal, and as a line every tenth of the work elsewhere."""
+    """Progress by trials."""
     task = bar.add_task(f"{reference}: starting workers", total=total)
-    started, finished = time.monotonic(), 0
     if not errors.is_terminal:
         errors.print(f"{reference}: starting workers", highlight=False)
 
     def report(trial: Trial, result: dict[str, Any] | None, done: int, total: int) -> None:
-        nonlocal finished
-        finished += 1
         told = "failed" if result is None else f"{result['fit']['epochs']} epochs"
         bar.update(task, completed=done, description=f"{reference}: {trial.label}, {told}")
-        if not errors.is_terminal and (done == total or done % max(1, total // 10) == 0):
-            left = (time.monotonic() - started) / finished * (total - done)
-            errors.print(
-                f"{done} of {total} trials done, last {trial.label}, {told}; "
-                f"about {left:.0f} s left",
-                highlight=False,
-                soft_wrap=True,
-            )
 
     return report
 
