@@ -21,7 +21,8 @@ def _needs(request: pytest.FixtureRequest) -> None:
     """Data-hungry tests say why they cannot run; they never pass unseen."""
     if marker := request.node.get_closest_marker("data"):
         name, folder = next(iter(marker.args), "mnist"), os.environ.get("PLANIMETER_DATA")
-        if not folder or not (Path(folder) / name).is_dir():
+        places = [Path(root) for root in (folder, "/usr/share/datasets") if root]
+        if not any((place / name).is_dir() for place in places):
             pytest.skip(f"PLANIMETER_DATA does not name a folder with {name}/")
 
 

@@ -28,6 +28,7 @@ from planimeter.cli.output import (
     Seed,
     Std,
     errors,
+    output,
     print_json,
     print_table,
     print_wide_table,
@@ -122,6 +123,7 @@ def measure(
             wanted = [*flatness.all_names(), *of_start]
     started = time.monotonic()
     results: dict[str, Estimate] = {}
+    refused: dict[str, str] = {}
     parts: dict[str, dict[str, Estimate]] = {}
     summaries: dict[str, SpectralSummary] = {}
     interrupted = False
@@ -154,6 +156,8 @@ def measure(
                     settings=settings,
                     seed=seed,
                     progress=progress,
+                    # One that is asked for alone and does not apply is an error.
+                    refused=None if wanted and len(wanted) == 1 else refused.__setitem__,
                     finished=results.__setitem__,
                 )
             summaries = spectra(landscape, seed, progress) if spectrum else {}
@@ -175,6 +179,7 @@ def measure(
                 "seed": seed,
                 "seconds": seconds,
                 "interrupted": interrupted,
+                "refused": refused,
                 "measures": {name: _record(name, e) for name, e in results.items()},
                 "layers": {
                     layer: {name: _record(name, e) for name, e in found.items()}
@@ -213,6 +218,8 @@ def measure(
         ]
         columns = ("measure", "value", "larger is", "how [source]")
         print_table(title, columns, rows_of_table, whole=2)
+    for name, why in refused.items():
+        output.print(f"{name} does not apply: {why}", highlight=False, markup=False)
     if summaries:
         print_spectra(title, summaries)
     if accuracy < 1:
