@@ -72,7 +72,9 @@ def smoke(model: str, data: str) -> str:
             except InputError as error:
                 if done:
                     raise
-                return f"refused: {error}"
+                if "does not exist" in str(error):
+                    return "no files"
+                return "images only" if "takes images" in str(error) else f"refused: {error}"
             label = f"{model} on {data}, {trial.label}"
             if result["fit"]["diverged"]:
                 raise RuntimeError(f"{label} diverged")
@@ -120,8 +122,8 @@ def main() -> None:
         "",
         f"Written by `benchmarks/smoke_studies.py`, {(time.perf_counter() - started) / 60:.0f} "
         f"minutes, one thread. Trials that trained and were measured: {len(OPTIMISERS)} optimisers "
-        f"({', '.join(OPTIMISERS)}) and averaged Adam; a letter where the network refuses the "
-        "inputs.",
+        f"({', '.join(OPTIMISERS)}) and averaged Adam. `images only`: the network refuses tables of "
+        "numbers, in words; `no files`: the data set was not there.",
         "",
         f"| architecture | parameters | {' | '.join(chosen.data)} |",
         "|---" * (len(chosen.data) + 2) + "|",
@@ -130,7 +132,7 @@ def main() -> None:
         row = []
         for data in chosen.data:
             cell = cells[model, data]
-            if not cell.isdigit():
+            if cell.startswith(("refused", "FAILED")):
                 if cell not in notes:
                     notes.append(cell)
                 cell = f"[{chr(ord('a') + notes.index(cell))}]"

@@ -33,17 +33,20 @@ def evaluation_mode(model: nn.Module, batch_norm: str = "eval") -> Iterator[None
     """
     if batch_norm not in BATCH_NORM:
         raise InputError(f"no BatchNorm policy {batch_norm!r}; there are {', '.join(BATCH_NORM)}")
-    flags = [(module, module.training) for module in model.modules()]
-    norms = [m for m in batch_norms(model) if batch_norm != "eval"]
-    tracking = [(norm, norm.track_running_stats) for norm in norms]
-    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    paddings = [(embedding, embedding.padding_idx) for embedding in embeddings]
+    # This runs around every product: one pass over the modules, and only what changes is set.
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
+    live = [m for m in modules if batch_norm != "eval" and isinstance(m, _BatchNorm)]
+    norms = [(norm, norm.training, norm.track_running_stats) for norm in live]
+    padded = [m for m in modules if isinstance(m, nn.Embedding) and m.padding_idx is not None]
+    paddings = [(embedding, embedding.padding_idx) for embedding in padded]
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
-        model.eval()
-        for norm in norms:
+        for module in training:
+            module.training = False
+        for norm in live:
             norm.training, norm.track_running_stats = True, False
-        for embedding in embeddings:
+        for embedding in padded:
             embedding.padding_idx = None
         torch.backends.mha.set_fastpath_enabled(False)
         with sdpa_kernel(SDPBackend.MATH):
@@ -52,10 +55,10 @@ def evaluation_mode(model: nn.Module, batch_norm: str = "eval") -> Iterator[None
         torch.backends.mha.set_fastpath_enabled(fused)
         for embedding, padding in paddings:
             embedding.padding_idx = padding
-        for norm, tracked in tracking:
-            norm.track_running_stats = tracked
-        for module, training in flags:
-            module.training = training
+        for module in training:
+            module.training = True
+        for norm, own, tracked in norms:
+            norm.training, norm.track_running_stats = own, tracked
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
