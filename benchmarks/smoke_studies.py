@@ -122,8 +122,8 @@ def main() -> None:
         "",
         f"Written by `benchmarks/smoke_studies.py`, {(time.perf_counter() - started) / 60:.0f} "
         f"minutes, one thread. Trials that trained and were measured: {len(OPTIMISERS)} optimisers "
-        f"({', '.join(OPTIMISERS)}) and averaged Adam. `images only`: the network refuses tables of "
-        "numbers, in words; `no files`: the data set was not there.",
+        f"({', '.join(OPTIMISERS)}) and averaged Adam. `images only`: the network refuses tables "
+        "of numbers, in words; `no files`: the data set was not there.",
         "",
         f"| architecture | parameters | {' | '.join(chosen.data)} |",
         "|---" * (len(chosen.data) + 2) + "|",
