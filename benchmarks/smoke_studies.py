@@ -74,7 +74,7 @@ def smoke(model: str, data: str) -> str:
                     raise
                 if "does not exist" in str(error):
                     return "no files"
-                return "images only" if "takes images" in str(error) else f"refused: {error}"
+                return "images only" if "takes images (" in str(error) else f"refused: {error}"
             label = f"{model} on {data}, {trial.label}"
             if result["fit"]["diverged"]:
                 raise RuntimeError(f"{label} diverged")

@@ -77,7 +77,10 @@ def test_a_stopped_driver_loses_nothing_and_repeats_nothing(small_study_file, tm
     # A costly prior slows the trials down, so that the blow falls in the middle.
     text = small_study_file.read_text().replace("particles: 50", "particles: 60000")
     small_study_file.write_text(text)
-    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    driver = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=_listens,
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while len(stored(folder)) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -99,6 +102,11 @@ def test_a_stopped_driver_loses_nothing_and_repeats_nothing(small_study_file, tm
     assert len(after) == 12
     assert {key: after[key] for key in before} == before  # same results, same time of finishing
     assert f"{12 - len(before)} trials run" in finished.stderr
+
+
+def _listens():
+    """To Ctrl-C, whatever the tests were started by: jobs in the background inherit deafness."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stored(folder):
