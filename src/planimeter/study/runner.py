@@ -147,7 +147,9 @@ def _cluster(workers: int | None, scheduler: str | None, jobs: int) -> Iterator[
             yield client
         return
     count = min(workers or len(os.sched_getaffinity(0)), jobs)
-    with dask.config.set({"distributed.logging.distributed": "error"}):
+    # Heartbeats that fail while a cluster is taken down are logged as errors; what goes wrong in a
+    # trial comes back by its future.
+    with dask.config.set({"distributed.logging.distributed": "critical"}):
         # Workers are started with SIGINT ignored, which they inherit: Ctrl-C is the driver's, and
         # it ends them in order.
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -157,7 +159,7 @@ def _cluster(workers: int | None, scheduler: str | None, jobs: int) -> Iterator[
                 threads_per_worker=1,
                 processes=True,
                 dashboard_address=":0",
-                silence_logs="ERROR",
+                silence_logs="CRITICAL",
                 memory_limit=0,
             )
         finally:
