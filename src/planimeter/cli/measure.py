@@ -116,7 +116,9 @@ def measure(
     wanted = names.split(",") if names else [] if spectrum else None
     settings: dict[str, dict[str, Any]] = {}
     if initial is not None:
-        before = landscape.with_state(load_model(model, initial, seed=seed).state_dict())
+        state = load_model(model, initial, seed=seed).state_dict()
+        # A tied tensor has several names there, one here.
+        before = landscape.with_state({n: v for n, v in state.items() if n in landscape.state})
         of_start = [name for name, m in flatness.MEASURES.items() if "initial" in m.settings]
         settings = {name: {"initial": before} for name in of_start}
         if wanted is None:

@@ -129,8 +129,8 @@ def top_eigenvalues(
         basis: vectors kept at most; default 2 k + 40 (twice that for both ends), less where memory
             is short, and not below 2 k + 10.
         start: vectors near the wanted ones, such as those of a nearby point, to save products.
-        multiplicities: look for further copies of eigenvalues, which one Krylov space cannot see;
-            costs some products, and without it an eigenvalue counts once.
+        multiplicities: start from two vectors, which show copies of eigenvalues, and look for
+            further ones where they do; costs some products, and without it a value counts once.
         seed: of the start vector.
         progress: called after each product with the products done and the most there can be.
 
