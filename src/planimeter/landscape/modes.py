@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from planimeter.errors import InputError
+from planimeter.operators.precision import full_precision
 
 BATCH_NORM = ("eval", "train-frozen-buffers")
 """BatchNorm by its running statistics, or by those of each batch with the running ones kept."""
@@ -26,7 +27,7 @@ def evaluation_mode(model: nn.Module, batch_norm: str = "eval") -> Iterator[None
     zero although the loss depends on it, counts like any other: what autograd gives would not be
     the gradient of anything, and its derivative not symmetric. Attention runs on its mathematical
     form inside: the fused kernels have no second derivative, and the fused encoder layer no
-    forward one.
+    forward one. Float32 is computed with all of its digits, on a GPU too.
 
     Raises:
         InputError: `batch_norm` is no policy.
@@ -49,7 +50,7 @@ def evaluation_mode(model: nn.Module, batch_norm: str = "eval") -> Iterator[None
         for embedding in padded:
             embedding.padding_idx = None
         torch.backends.mha.set_fastpath_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), full_precision():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -17,9 +17,13 @@ _CGROUPS = (
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device; within a container, what its limit leaves."""
+    """Bytes that can still be allocated on a device; within a container, what its limit leaves.
+
+    On a GPU, what torch holds for its next tensors counts as free.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
     free = _available()
     for limit_file, usage_file in _CGROUPS:
         try:

@@ -4,9 +4,11 @@ What does not depend on the vector is computed once and kept, batch by batch, fo
 fits into a memory budget; the rest of the batches is computed anew for every product. There are
 
 * ``tape``: the operations of forward over reverse differentiation that touch the vector, with the
-  values they need (`planimeter.operators.tape`); k vectors at once when that is faster;
+  values they need (`planimeter.operators.tape`); k vectors at once when that is faster; on a GPU
+  launched as one (`planimeter.operators.replay`);
 * ``graph``: autograd's graph of the gradient;
-* ``forward`` and ``reverse``: the same two without keeping anything.
+* ``program``, ``forward`` and ``reverse``: without keeping anything of the data, by a tape of the
+  whole product (`planimeter.operators.program`), and as the two above.
 
 The first product is computed by tape and by graph. They must agree, or the tape is not used and a
 warning says so; the faster one is kept.
@@ -20,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -37,6 +40,8 @@ from planimeter.operators.batches import (
 )
 from planimeter.operators.curvatures import Curvature, Directions, LinearMap
 from planimeter.operators.memory import free_memory, is_out_of_memory
+from planimeter.operators.precision import full_precision
+from planimeter.operators.program import Programs
 from planimeter.operators.tape import Tape, TapeError, record, tensor_bytes
 
 STRATEGIES = ("auto", "tape", "graph", "recompute")
@@ -46,6 +51,8 @@ FEWEST_ROWS = 8
 """A batch is not cut into pieces of fewer rows."""
 PIECE = {"cpu": 2**25, "cuda": 2**29}
 """Batches that need more bytes are cut: their pieces need less memory at once, and more cache."""
+KEPT_PIECE = 2**32
+"""The same on a GPU for what is kept: it gains nothing from pieces, which take a second each."""
 PIECES = 8
 """A batch is cut into at most so many, as long as memory is free."""
 SLOWER = 1.3
@@ -96,21 +103,32 @@ class Products:
         self.device = next(iter(self.parameters.values())).device
         self.precision = max(torch.finfo(dtype).eps for dtype in self.dtypes)
         self._piece = PIECE.get(self.device.type, PIECE["cuda"])
+        if self.device.type != "cpu" and strategy != "recompute":
+            self._piece = KEPT_PIECE
         self.memory_budget, self.wanted, self.compiled = memory_budget, strategy, compile
         self.budget = 0
         self.forward_is_wrong = False
+        self._pool: Any = None
         self._buffers = [
             torch.empty(value.shape, dtype=value.dtype, device=self.device)
             for value in self.parameters.values()
         ]
         self._views = [buffer.view(-1) for buffer in self._buffers]
+        # On a GPU, what counts is the number of operations: all pieces of a vector in one.
+        self._whole: Tensor | None = None
+        if self.device.type == "cuda" and len(set(self.dtypes)) == 1:
+            self._whole = torch.empty(sum(self.sizes), dtype=self.dtypes[0], device=self.device)
+            self._views = list(self._whole.split(self.sizes))
+            self._buffers = [v.view(s) for v, s in zip(self._views, self.shapes, strict=True)]
         self._reset()
 
     def _reset(self) -> None:
         self.strategy: str | None = None  # decided by the first product
+        self.anew = "reverse"  # how what is not kept is computed
         self.kept: list[tuple[float, LinearMap]] = []
         self.kept_bytes, self.all_kept = 0, False
         self.blocks: dict[int, list[Tape]] = {}  # none where single vectors are faster
+        self.programs = Programs(self.curvature, self.function, self.parameters)
 
     # -- products ----------------------------------------------------------------------------
 
@@ -118,7 +136,8 @@ class Products:
         """A v, or A V for the columns of V."""
         refuse_inference_mode()
         columns = vectors if vectors.ndim == 2 else vectors[:, None]
-        result: Tensor = self._surviving(lambda: self._columns(columns))
+        with full_precision():
+            result: Tensor = self._surviving(lambda: self._columns(columns))
         return result if vectors.ndim == 2 else result[:, 0]
 
     def _surviving(self, compute: Callable[[], Tensor]) -> Tensor:
@@ -165,6 +184,8 @@ class Products:
     def _one(self, v: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
         directions = self._directions(v)
         if self.all_kept and len(self.kept) == 1:
+            if self._whole is not None:
+                return self._finite(_flat(self.kept[0][1](directions)), directions)
             result = torch.empty_like(v)
             for piece, part in zip(
                 result.split(self.sizes), self.kept[0][1](directions), strict=True
@@ -173,8 +194,11 @@ class Products:
             return self._finite(result, directions)
         total, rows = torch.zeros_like(v), 0.0
         for weight, product in self._maps():
-            for piece, part in zip(total.split(self.sizes), product(directions), strict=True):
-                piece.add_(part.reshape(-1), alpha=weight)
+            if self._whole is not None:
+                total.add_(_flat(product(directions)), alpha=weight)
+            else:
+                for piece, part in zip(total.split(self.sizes), product(directions), strict=True):
+                    piece.add_(part.reshape(-1), alpha=weight)
             rows += weight
         return self._finite(total.div_(rows), directions)
 
@@ -213,7 +237,9 @@ class Products:
                     yield weight, self._unkept(batch, index)
 
     def _unkept(self, batch: Batch, index: int) -> LinearMap:
-        if self.strategy in ("tape", "forward"):
+        if self.anew == "program":
+            return self.programs(batch)
+        if self.anew == "forward":
             return self.curvature.forward(self.function, self.parameters, batch)
         return self.curvature.graph(self.function, self.parameters, batch, index)
 
@@ -238,35 +264,42 @@ class Products:
         if self.wanted == "recompute" or size > max(2 * budget, self._piece):
             self._decide_recomputed(directions)
             return
-        pieces = self.function.pieces()
-        index, weight, batch = next(pieces)
+        index, weight, batch = next(self.function.pieces())
         tape, size = self._chosen(batch, index, directions)
-        self.strategy = "tape" if tape is not None else "graph"
         if size > budget:
             del tape
             self._decide_recomputed(directions)
             return
+        self.strategy = "tape" if tape is not None else "graph"
         self.kept, self.kept_bytes = [(weight, tape or self._unkept(batch, index))], size
-        constants = [] if tape is None else list(tape.constants)
+        self.all_kept = self._keep_others(tape, directions)
+        if tape is not None and not self.all_kept:
+            self._choose_anew(directions)
+
+    def _keep_others(self, first: Tape | None, directions: Directions) -> bool:
+        """Keep what the other pieces have in common too; False where that does not fit."""
+        pieces = self.function.pieces()
+        rows, size = next(pieces)[1], self.kept_bytes
+        constants = [] if first is None else list(first.constants)
         for index, weight, batch in pieces:
-            if tape is None:
-                total = self.kept_bytes + int(size * weight / self.kept[0][0])
-                if total > budget:
-                    return
+            if first is None:
+                total = self.kept_bytes + int(size * weight / rows)
+                if total > self.budget:
+                    return False
                 another = self._unkept(batch, index)
             else:
                 try:
                     another = self._recorded(batch, directions)
                 except TapeError:
-                    return
+                    return False
                 # Tapes share the parameters and, from tensors in memory, the data.
                 constants += another.constants
                 total = tensor_bytes(constants)
-                if total > budget:
-                    return
+                if total > self.budget:
+                    return False
             self.kept.append((weight, another))
             self.kept_bytes = total
-        self.all_kept = True
+        return True
 
     def _chosen(self, batch: Batch, index: int, directions: Directions) -> tuple[Tape | None, int]:
         """A tape that agrees with the graph and is not slower, or None; and the bytes to keep."""
@@ -353,37 +386,93 @@ class Products:
         return size * cut / rows
 
     def _decide_recomputed(self, directions: Directions) -> None:
-        """Forward or reverse, whichever is faster."""
+        """Keep nothing."""
+        index, _, batch = next(self.function.pieces())
+        rows, taken = len(batch[1]), self._choose_anew(directions)
+        self.strategy = self.anew
+        # What a cache holds is not known: cut into half as many pieces where that is faster.
+        if not self.function.rows or rows < self.function.rows:
+            return
+        self.function.rows = 2 * rows
+        index, _, batch = next(self.function.pieces())
+        try:
+            larger = self._fastest(batch, index, directions) / len(batch[1])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            larger = math.inf
+        self.function.rows = 2 * rows if SLOWER_ANEW * larger < taken / rows else rows
+
+    def _choose_anew(self, directions: Directions) -> float:
+        """By a program, forward or reverse, whichever is fastest; the seconds of a piece."""
         index, _, batch = next(self.function.pieces())
         found: dict[str, Directions] = {}
-        times = {"forward": float("inf"), "reverse": float("inf")}
-        failure = ""
-        for name in ("forward", "reverse"):
-            self.strategy = name
+        times: dict[str, float] = {}
+        insisted, failure = {"tape": "forward", "graph": "reverse"}.get(self.wanted), ""
+        for self.anew in ("program", "forward", "reverse"):
             try:
-                found[name] = self._unkept(batch, index)(directions)
-                times[name] = seconds(lambda: self._unkept(batch, index)(directions), self.device)
-            except (RuntimeError, NotImplementedError) as error:
+                found[self.anew] = self._unkept(batch, index)(directions)
+                times[self.anew] = 0.0 if insisted else self._fastest(batch, index, directions)
+            except (TapeError, RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error) or isinstance(error, InputError):
                     raise
                 failure = str(error).splitlines()[0]
-        if not found:
+        others = [name for name in ("reverse", "forward") if name in found]
+        if not others:
             raise InputError(
                 f"the {self.curvature.name} cannot be computed: an operation of the model or the "
                 f"loss has no second derivative ({failure})"
             )
-        if len(found) == 2 and not self._agree(
+        self.anew = others[0]
+        if len(others) == 2 and not self._agree(
             self._unkept(batch, index), directions, found["reverse"], found["forward"]
         ):
             self._warn_of(found["forward"], found["reverse"])
-        insisted = {"tape": "forward", "graph": "reverse"}.get(self.wanted)
+        if "program" in times and (self.forward_is_wrong or not self._holds(others[0], directions)):
+            del times["program"]
         if self.forward_is_wrong:
-            self.strategy = "reverse"
+            self.anew = "reverse"
         elif insisted in found:
-            self.strategy = insisted
+            self.anew = insisted
         else:
-            faster = times["forward"] > SLOWER_ANEW * times["reverse"]
-            self.strategy = "reverse" if faster or "forward" not in found else "forward"
+            if "reverse" in times:
+                times["reverse"] *= SLOWER_ANEW
+            self.anew = min(times, key=lambda name: times[name])
+        return times[self.anew]
+
+    def _holds(self, other: str, directions: Directions) -> bool:
+        """Whether the program of one batch is right for others too."""
+        for number, (index, _, batch) in enumerate(self.function.pieces()):
+            self.anew = other
+            expected = self._unkept(batch, index)(directions)
+            self.anew = "program"
+            try:
+                product = self._unkept(batch, index)
+                if not self._agree(product, directions, product(directions), expected):
+                    return False
+            except (TapeError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise
+                return False
+            if number == 1:
+                break
+        return True
+
+    def _try_larger_pieces(self, rows: int, taken: float, directions: Directions) -> None:
+        """Cut into half as many pieces where that is faster: what a cache holds is not known."""
+        if not self.function.rows or rows < self.function.rows:
+            return
+        self.function.rows = 2 * rows
+        index, _, batch = next(self.function.pieces())
+        if SLOWER_ANEW * self._fastest(batch, index, directions) > len(batch[1]) / rows * taken:
+            self.function.rows = rows
+
+    def _fastest(self, batch: Batch, index: int, directions: Directions) -> float:
+        """Seconds of a product that is computed anew: the least of three, or more of fast ones."""
+        times: list[float] = []
+        while len(times) < 3 or (len(times) < 9 and sum(times) < 0.05):
+            times.append(seconds(lambda: self._unkept(batch, index)(directions), self.device))
+        return min(times)
 
     def _warn_of(self, found: Directions, expected: Directions) -> None:
         """Trust reverse derivatives from now on, and say so."""
@@ -400,16 +489,28 @@ class Products:
         product = self.curvature.forward(self.function, self.parameters, batch)
         tape = record(lambda *tensors: product(list(tensors)), directions)
         if self.compiled:
-            self._compile(tape, directions)
+            self._translate(tape, directions, "compiled", tape.compile)
+        elif self.device.type == "cuda":
+            self._capture(tape, directions)
         return tape
 
-    def _compile(self, tape: Tape, directions: Directions) -> None:
-        """Translate a tape, and take the translation back where its result differs."""
+    def _capture(self, tape: Tape, directions: Directions) -> None:
+        """Have a tape launched as one, where that works."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        self._translate(tape, directions, "captured", lambda: tape.capture(directions, self._pool))
+
+    def _translate(
+        self, tape: Tape, directions: Directions, name: str, translate: Callable[[], None]
+    ) -> None:
+        """Run a tape in another way, and take that back where its result differs."""
         expected, eager = tape(directions), tape.run
         try:
-            tape.compile()
+            translate()
             found = tape(directions)
-        except Exception as error:  # whatever the compiler raises
+        except Exception as error:  # whatever the translator raises
+            if is_out_of_memory(error):
+                raise
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         else:
             if self._agree(tape, directions, found, expected):
@@ -417,9 +518,9 @@ class Products:
             reason = f"its result differs by {_difference(found, expected):.1e}"
         tape.run = eager
         warnings.warn(
-            f"the compiled product is not used, going on with the eager one: {reason}",
+            f"the {name} product is not used, going on with the eager one: {reason}",
             MeasurementWarning,
-            stacklevel=8,
+            stacklevel=9,
         )
 
     def _decide_block(self, columns: Float[Tensor, "P k"]) -> None:
@@ -442,6 +543,9 @@ class Products:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of vmap, about operations without a fast rule
                 blocks = [tape.batched(directions) for tape in tapes]
+            if self.device.type == "cuda":
+                for block in blocks:
+                    self._capture(block, directions)
             found = blocks[0](directions)
         except (TapeError, RuntimeError) as error:
             if is_out_of_memory(error):
@@ -486,6 +590,9 @@ class Products:
 
         A single vector goes through a buffer: allocating costs small networks more than copying.
         """
+        if vectors.ndim == 1 and self._whole is not None:
+            self._whole.copy_(vectors)
+            return self._buffers
         if vectors.ndim == 1:
             for view, piece in zip(self._views, vectors.split(self.sizes), strict=True):
                 view.copy_(piece)

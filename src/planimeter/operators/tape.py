@@ -26,10 +26,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
 
+from planimeter.operators.replay import Replay
+
 aten = torch.ops.aten
 
 # Their results depend on the shape of the argument, not on its values.
 _ZEROS = {aten.zeros_like.default, aten.new_zeros.default}
+
+_COPIES = {
+    aten._to_copy.default, aten.alias.default, aten.clone.default, aten.detach.default,
+}  # fmt: skip
+
+# Of zeros these make zeros: with any factor, and with the first argument.
+_PRODUCTS = {aten.mm.default, aten.bmm.default, aten.mul.Tensor}
+_LINEAR = {
+    aten.alias.default, aten.clone.default, aten.detach.default, aten._to_copy.default,
+    aten.t.default, aten.transpose.int, aten.permute.default, aten.expand.default,
+    aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim,
+    aten.neg.default, aten.sum.dim_IntList, aten.threshold_backward.default,
+}  # fmt: skip
 
 _VIEWS = {aten.view.default, aten._unsafe_view.default}
 _SHAPE_ONLY = {aten.is_same_size.default, aten._has_same_storage_numel.default}
@@ -83,7 +98,7 @@ class Tape:
         self._plain = (steps, inputs, outputs)
         kept = [c for step in steps for c in step.arguments if isinstance(c, Tensor)]
         self.constants = kept + [o for o in outputs if isinstance(o, Tensor)]
-        self.run = _compiled(fused, inputs, outputs)
+        self.run: Callable[..., list[Tensor]] = _compiled(fused, inputs, outputs)
         self.has_convolutions = any("convolution" in str(step.call) for step in steps)
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -107,6 +122,10 @@ class Tape:
         """Have torch.compile translate the steps; the first call after pays for it."""
         self.run = torch.compile(self.run, dynamic=False)
 
+    def capture(self, examples: Sequence[Tensor], pool: Any) -> None:
+        """Have the steps launched as one CUDA graph; see `Replay`."""
+        self.run = Replay(self.run, examples, pool)
+
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the distinct storages behind tensors."""
@@ -114,18 +133,26 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-def record(function: Callable[..., list[Tensor]], examples: Sequence[Tensor]) -> Tape:
+def record(
+    function: Callable[..., list[Tensor]], examples: Sequence[Tensor], *, fixed_shapes: bool = False
+) -> Tape:
     """Run `function(*examples)` once and keep what it did with them.
 
     What the function computes from other tensors is kept as its value: a tape holds as long as
     those tensors do not change.
 
+    Arguments:
+        function: of the tensors alone, as far as the tape is to hold for others.
+        examples: tensors, which are copied.
+        fixed_shapes: refuse operations whose results have a shape that depends on values.
+
     Raises:
         TapeError: an operation writes what depends on the inputs into a tensor that does not, or
-            a Python number was taken from a tensor that depends on the inputs.
+            a Python number was taken from a tensor that depends on the inputs, or the shape of a
+            result depends on values.
     """
     examples = [e.detach().clone() for e in examples]
-    with torch.no_grad(), _Recorder(examples) as recorder:
+    with torch.no_grad(), _Recorder(examples, fixed_shapes) as recorder:
         results = function(*examples)
     recorder.check_kept()
     outputs = [recorder.slots.get(result, result) for result in results]
@@ -144,8 +171,9 @@ class RealZeros(TorchDispatchMode):
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, examples: Sequence[Tensor]) -> None:
+    def __init__(self, examples: Sequence[Tensor], fixed_shapes: bool) -> None:
         super().__init__()
+        self.fixed_shapes = fixed_shapes
         self.slots: Any = WeakIdKeyDictionary()
         self.steps: list[_Step] = []
         # Where steps use constants: storage to (step, argument, version of the tensor then).
@@ -184,6 +212,8 @@ class _Recorder(TorchDispatchMode):
             return func(*args, **kwargs)  # not a step: nothing has to be kept for it
         if func in (aten._local_scalar_dense.default, aten.equal.default):
             raise TapeError("a number was taken from a tensor that depends on the input")
+        if self.fixed_shapes and _has_a_shape_of_values(func, flat):
+            raise TapeError(f"the result of {func} has a shape that depends on values")
         out = func(*args, **kwargs)
         self.mutated |= {self.storages[self.slots[w]] for w in written}
         known = {_storage(a) for a in flat if isinstance(a, Tensor)}
@@ -235,6 +265,16 @@ class _Recorder(TorchDispatchMode):
         return slot
 
 
+def _has_a_shape_of_values(func: Any, arguments: list[Any]) -> bool:
+    """Whether a result's shape is not known from the shapes of the arguments."""
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    masks = (torch.bool, torch.uint8)
+    return func is not aten.index.Tensor or any(
+        isinstance(a, Tensor) and a.dtype in masks for a in arguments[1:]
+    )
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
 
@@ -260,20 +300,27 @@ def _simplified(
             return value in zeros
         return isinstance(value, Tensor) and not bool(value.any())
 
+    def is_zero_of(step: _Step) -> bool:
+        if step.call in _PRODUCTS:
+            return any(is_zero(factor) for factor in step.arguments[:2])
+        if step.call is aten.convolution.default:
+            return step.arguments[2] is None and any(map(is_zero, step.arguments[:2]))
+        return step.call in _LINEAR and is_zero(step.arguments[0])
+
     for raw in recorder.steps:
         step = replace(raw, arguments=[resolved(a) for a in raw.arguments])
         first, result = step.arguments[0], step.results[0] if step.results else None
         if result is None or not isinstance(first, _Slot | Tensor):
             steps.append(step)
             continue
-        if step.call in _ZEROS and untouched(result):
+        if untouched(result) and (step.call in _ZEROS or is_zero_of(step)):
             zeros.add(result)
         stands_for: _Slot | None = None
         if step.call is aten.add.Tensor and len(step.arguments) == 2:
             for one, other in (step.arguments, step.arguments[::-1]):
                 if isinstance(one, _Slot) and is_zero(other):
                     stands_for = one
-        elif step.call in (aten._to_copy.default, aten.detach.default, aten.clone.default):
+        elif step.call in _COPIES:
             stands_for = first if isinstance(first, _Slot) else None
         elif step.call is aten.t.default and isinstance(first, _Slot):
             stands_for = transposed.get(first)

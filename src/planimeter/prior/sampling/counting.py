@@ -18,8 +18,8 @@ statements stay true, whatever the stream. Hence
 Counts of functions with u > 0 are made exact, where needed, by going through the same stream
 again and counting those alone (`Recount`).
 
-Rows are sorted by a 64-bit hash; runs of equal hashes are split by the words themselves, so a
-collision of hashes cannot merge two functions.
+On the CPU, rows are sorted by a 64-bit hash; runs of equal hashes are split by the words
+themselves, so a collision of hashes cannot merge two functions.
 
 Source: Manku & Motwani 2002 (lossy counting), with the threshold that the data needed in place of
 one fixed beforehand.
@@ -33,6 +33,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from planimeter.prior.sampling.device_counting import merged_on
 from planimeter.prior.sampling.packing import mixed
 
 
@@ -41,7 +42,7 @@ class CountTable:
     """Counts of functions after a number of batches.
 
     Arguments:
-        words: (k, w) the functions, sorted by hash.
+        words: (k, w) the functions, in no order of meaning.
         counts: (k,) times seen since each entered the table.
         missing: (k,) the most that may have been seen before; 0 where the count is exact.
         threshold: no function outside the table was seen more often than this.
@@ -54,24 +55,33 @@ class CountTable:
     threshold: int = 0
     batches: int = 0
 
-    def with_batches(self, batches: Sequence[NDArray[np.uint64]], budget: int) -> CountTable:
-        """The table after more batches of functions, cut to the budget if it has outgrown it."""
+    def with_batches(
+        self, batches: Sequence[NDArray[np.uint64]], budget: int, device: str = "cpu"
+    ) -> CountTable:
+        """The table after more batches of functions, cut to the budget if it has outgrown it.
+
+        Arguments:
+            device: that sorts.
+        """
         if not batches:
             return self
         new = np.concatenate(batches)
-        words = np.concatenate([self.words, new])
-        counts = np.concatenate([self.counts, np.ones(len(new), dtype=np.int64)])
-        missing = np.concatenate([self.missing, np.full(len(new), self.threshold)])
-        order, starts = grouped(words)
-        merged = replace(
+        everything = (
+            np.concatenate([self.words, new]),
+            np.concatenate([self.counts, np.ones(len(new), dtype=np.int64)]),
+            np.concatenate([self.missing, np.full(len(new), self.threshold)]),
+        )
+        words, counts, missing = (
+            merged(*everything) if device == "cpu" else merged_on(device, *everything)
+        )
+        table = replace(
             self,
-            words=words[order[starts]],
-            counts=np.add.reduceat(counts[order], starts),
-            # A function that was there already has its own bound, which is never the larger one.
-            missing=np.minimum.reduceat(missing[order], starts),
+            words=words,
+            counts=counts,
+            missing=missing,
             batches=self.batches + len(batches),
         )
-        return merged if len(starts) <= budget else merged.cut(budget // 2)
+        return table if len(counts) <= budget else table.cut(budget // 2)
 
     def cut(self, size: int) -> CountTable:
         """At most `size` functions: those that may have occurred most often."""
@@ -130,6 +140,21 @@ class Recount:
         counts = self.counts.copy()
         counts[first[known]] += sizes[known] - 1
         return replace(self, counts=counts, batches=self.batches + len(batches))
+
+
+def merged(
+    words: NDArray[np.uint64], counts: NDArray[np.int64], missing: NDArray[np.int64]
+) -> tuple[NDArray[np.uint64], NDArray[np.int64], NDArray[np.int64]]:
+    """Each function once: with the sum of its counts, and the least that may be missing.
+
+    A function that was there already has its own bound, which is never the larger one.
+    """
+    order, starts = grouped(words)
+    return (
+        words[order[starts]],
+        np.add.reduceat(counts[order], starts),
+        np.minimum.reduceat(missing[order], starts),
+    )
 
 
 def grouped(words: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -35,7 +35,7 @@ from planimeter.prior.kernels.initialisation import check_deviations
 from planimeter.prior.sampling.counting import CountTable, Recount, empty_table
 from planimeter.prior.sampling.function_counts import FunctionCounts
 from planimeter.prior.sampling.packing import words_of
-from planimeter.prior.sampling.random_functions import BATCH
+from planimeter.prior.sampling.random_functions import batch_size
 from planimeter.prior.sampling.sampling_file import check_sampling_path, load_counts, save_counts
 from planimeter.prior.sampling.streams import Source, source_of, stream
 
@@ -158,28 +158,29 @@ class _Run:
         progress: Callable[[str, int, int], None],
     ) -> None:
         self.source, self.samples, self.threads = source, samples, threads
+        self.batch = batch_size(source.device)
         self.budget, self.path, self.settings = budget, path, settings
         self.save_every, self.progress = save_every, progress
         self.table, self.before = empty_table(words_of(settings["inputs"])), 0.0
         self.recount: Recount | None = None
         if path is not None and (stored := load_counts(path, settings)) is not None:
             self.table, self.recount, self.before = stored
-            if self.table.batches * BATCH > samples:
+            held = self.table.batches * self.batch
+            if held > samples:
                 raise InputError(
-                    f"{path} holds {self.table.batches * BATCH} samples already, more than the "
-                    f"{samples} asked for"
+                    f"{path} holds {held} samples already, more than the {samples} asked for"
                 )
         self.started = self.saved = time.monotonic()
 
     def counts(self, top: int) -> FunctionCounts:
         """Both passes."""
-        whole, rest = divmod(self.samples, BATCH)
+        whole, rest = divmod(self.samples, self.batch)
         done = self._count(whole)
-        table, samples = self.table, self.table.batches * BATCH
+        table, samples = self.table, self.table.batches * self.batch
         last = []
         if done and rest:
             last = [next(self._stream(whole, whole + 1))[:rest]]
-            table, samples = table.with_batches(last, self.budget), self.samples
+            table, samples = table.with_batches(last, self.budget, self.source.device), self.samples
         chosen = table.contenders(top) & (table.missing > 0)
         if done and chosen.any():
             words = table.words[chosen]
@@ -219,18 +220,18 @@ class _Run:
             # What the table holds is told by its own number of batches, so that an interrupt
             # between these two lines counts nothing twice.
             new = [functions for i, functions in pending if i >= self.table.batches]
-            self.table = self.table.with_batches(new, self.budget)
+            self.table = self.table.with_batches(new, self.budget, self.source.device)
             pending.clear()
 
         try:
             for i, functions in enumerate(self._stream(first, batches), first):
                 pending.append((i, functions))
-                if BATCH * len(pending) >= max(_MERGED_AT_ONCE, len(self.table.counts) // 2):
+                if self.batch * len(pending) >= max(_MERGED_AT_ONCE, len(self.table.counts) // 2):
                     merge()
                 if time.monotonic() - self.saved > self.save_every:
                     merge()
                     self._save()
-                self.progress("sample", (i + 1) * BATCH, self.samples)
+                self.progress("sample", (i + 1) * self.batch, self.samples)
         except KeyboardInterrupt:
             merge()
             self._save()
@@ -249,7 +250,7 @@ class _Run:
                 self.recount = self.recount.with_batches([batch])
                 if time.monotonic() - self.saved > self.save_every:
                     self._save()
-                self.progress("recount", self.recount.batches * BATCH, self.samples)
+                self.progress("recount", self.recount.batches * self.batch, self.samples)
         except KeyboardInterrupt:
             self._save()
             return False

@@ -48,7 +48,9 @@ from planimeter.prior.kernels.initialisation import gaussian_deviations
 from planimeter.prior.sampling.packing import pack, pack_on_device
 
 BATCH = 4096
-"""Networks of one batch, and of one generator."""
+"""Networks of one batch, and of one generator, on the CPU."""
+DEVICE_BATCH = 1 << 16
+"""The same on an accelerator, which is kept waiting by small ones."""
 _NORMALS, _ACTIVATIONS = 1 << 20, 1 << 19
 """Bytes of normals drawn at a time, and of a layer's activations: what a core's cache holds."""
 _DEVICE = 1 << 29
@@ -59,7 +61,7 @@ class Functions(Protocol):
     """A stream of functions. It has buffers, so every thread needs its own."""
 
     def batch(self, seed: int, index: int) -> NDArray[np.uint64]:
-        """The functions of one batch, (BATCH, words)."""
+        """The functions of one batch, (`batch_size` of the device, words)."""
         ...
 
 
@@ -102,7 +104,8 @@ class FullyConnectedFunctions:
     def batch(self, seed: int, index: int) -> NDArray[np.uint64]:
         """See `Functions`."""
         self.normals.restart(seed, index)
-        return np.concatenate([self._drawn() for _ in range(BATCH // len(self.outputs))])
+        times = batch_size(self.x.device) // len(self.outputs)
+        return np.concatenate([self._drawn() for _ in range(times)])
 
     def _drawn(self) -> NDArray[np.uint64]:
         """Functions of as many networks as there are normals for."""
@@ -165,7 +168,8 @@ class ModuleFunctions:
     def batch(self, seed: int, index: int) -> NDArray[np.uint64]:
         """See `Functions`."""
         self.generator.manual_seed(_torch_seed(seed, index))
-        blocks = [self._block_of_functions() for _ in range(BATCH // self.networks)]
+        times = batch_size(self.x.device) // self.networks
+        blocks = [self._block_of_functions() for _ in range(times)]
         return np.concatenate(blocks)
 
     def _block_of_functions(self) -> NDArray[np.uint64]:
@@ -234,10 +238,15 @@ def _torch_seed(seed: int, index: int) -> int:
     return int(_sequence(seed, index).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def batch_size(device: torch.device | str) -> int:
+    """Networks of one batch, and of one generator."""
+    return BATCH if torch.device(device).type == "cpu" else DEVICE_BATCH
+
+
 def _block(numbers: int, device: torch.device, cache: int) -> int:
     """Networks at a time, a power of two, when each takes so many numbers."""
     fitting = max((cache if device.type == "cpu" else _DEVICE) // (4 * numbers), 1)
-    return int(min(1 << (fitting.bit_length() - 1), BATCH))
+    return int(min(1 << (fitting.bit_length() - 1), batch_size(device)))
 
 
 def _largest_activation(module: nn.Module, x: Tensor) -> int:
