@@ -227,6 +227,8 @@ def test_wrong_input_is_refused(x):
         sample_functions((4, 3), x, 10)
     with pytest.raises(InputError, match="at least 1"):
         sample_functions(WIDTHS, x, 0)
+    with pytest.raises(InputError, match="seed of a stream must be at least 0, got -1"):
+        sample_functions(WIDTHS, x, 10, seed=-1)
     with pytest.raises(InputError, match="too few for the 1000"):
         sample_functions(WIDTHS, x, 10, memory=1000)
     with pytest.raises(InputError, match="input 3"):

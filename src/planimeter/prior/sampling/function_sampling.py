@@ -82,7 +82,7 @@ def sample_functions(
         samples: networks to draw, at least 1.
         sigma_w: standard deviation of a weight times the root of its fan-in.
         sigma_b: standard deviation of a bias. The defaults of both are those of the kernels.
-        seed: of the stream. Results do not depend on `threads`, but on the kind of device.
+        seed: of the stream, at least 0. Results depend on the kind of device, not on `threads`.
         top: the number of most frequent functions whose counts have to be exact.
         memory: bytes for the table of functions, about.
         threads: that draw networks; default as many as torch uses. One on an accelerator.
@@ -102,6 +102,8 @@ def sample_functions(
         raise InputError(
             f"samples, top and threads must be at least 1, got {samples}, {top} and {threads}"
         )
+    if seed < 0:
+        raise InputError(f"the seed of a stream must be at least 0, got {seed}")
     path = None if out is None else Path(out)
     if path is not None:
         check_sampling_path(path)
