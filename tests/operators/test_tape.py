@@ -231,3 +231,12 @@ def test_a_function_without_a_rule_for_stacks_has_no_batched_tape():
     tape = record(lambda x: [x.masked_select(x > 0)], [torch.ones(3)])
     with pytest.raises(TapeError):
         tape.batched([torch.ones(2, 3)])
+
+
+def test_a_program_refuses_what_writes_into_an_input_before_it_does():
+    x = torch.ones(3)
+    with pytest.raises(TapeError, match="writes into an input"):
+        record(lambda a: [a.add_(1)], [x], program=True)
+    assert torch.equal(x, torch.ones(3))
+    (found,) = record(lambda a: [(a + 1).mul_(2)], [x], program=True)([torch.zeros(3)])
+    assert torch.equal(found, torch.full((3,), 2.0))

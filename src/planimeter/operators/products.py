@@ -390,9 +390,9 @@ class Products:
         index, _, batch = next(self.function.pieces())
         rows, taken = len(batch[1]), self._choose_anew(directions)
         self.strategy = self.anew
-        # What a cache holds is not known: cut into half as many pieces where that is faster.
-        if not self.function.rows or rows < self.function.rows:
+        if self.anew == "program" or not self.function.rows or rows < self.function.rows:
             return
+        # Differentiating costs every piece the same: half as many may be faster.
         self.function.rows = 2 * rows
         index, _, batch = next(self.function.pieces())
         try:
@@ -406,34 +406,43 @@ class Products:
     def _choose_anew(self, directions: Directions) -> float:
         """By a program, forward or reverse, whichever is fastest; the seconds of a piece."""
         index, _, batch = next(self.function.pieces())
+        insisted = {"tape": "forward", "graph": "reverse"}.get(self.wanted)
         found: dict[str, Directions] = {}
         times: dict[str, float] = {}
-        insisted, failure = {"tape": "forward", "graph": "reverse"}.get(self.wanted), ""
-        for self.anew in ("program", "forward", "reverse"):
+        failure = ""
+
+        def attempt(name: str) -> None:
+            nonlocal failure
+            self.anew = name
             try:
-                found[self.anew] = self._unkept(batch, index)(directions)
-                times[self.anew] = 0.0 if insisted else self._fastest(batch, index, directions)
+                found[name] = self._unkept(batch, index)(directions)
+                times[name] = 0.0 if insisted else self._fastest(batch, index, directions)
             except (TapeError, RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error) or isinstance(error, InputError):
                     raise
                 failure = str(error).splitlines()[0]
-        others = [name for name in ("reverse", "forward") if name in found]
-        if not others:
-            raise InputError(
-                f"the {self.curvature.name} cannot be computed: an operation of the model or the "
-                f"loss has no second derivative ({failure})"
-            )
-        self.anew = others[0]
-        if len(others) == 2 and not self._agree(
-            self._unkept(batch, index), directions, found["reverse"], found["forward"]
-        ):
-            self._warn_of(found["forward"], found["reverse"])
-        if "program" in times and (self.forward_is_wrong or not self._holds(others[0], directions)):
-            del times["program"]
+
+        attempt("program")
+        attempt("reverse")
+        # A program is what forward derivatives do: these are only needed where it is in doubt.
+        if insisted or len(found) < 2 or not self._holds("reverse", directions):
+            attempt("forward")
+            if "reverse" not in found and "forward" not in found:
+                raise InputError(
+                    f"the {self.curvature.name} cannot be computed: an operation of the model or "
+                    f"the loss has no second derivative ({failure})"
+                )
+            if "reverse" in found and "forward" in found:
+                self.anew = "reverse"
+                reverse = self._unkept(batch, index)
+                if not self._agree(reverse, directions, found["reverse"], found["forward"]):
+                    self._warn_of(found["forward"], found["reverse"])
+            if "reverse" in found or not self._holds("forward", directions):
+                times.pop("program", None)
         if self.forward_is_wrong:
             self.anew = "reverse"
         elif insisted in found:
-            self.anew = insisted
+            self.anew = str(insisted)
         else:
             if "reverse" in times:
                 times["reverse"] *= SLOWER_ANEW

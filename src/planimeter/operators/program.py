@@ -69,4 +69,4 @@ class Programs:
             parameters = dict(zip(self.parameters, tensors[count : 2 * count], strict=True))
             return self.curvature.forward(self.function, parameters, batch)(list(tensors[:count]))
 
-        return record(everything, given, fixed_shapes=True)
+        return record(everything, given, program=True)

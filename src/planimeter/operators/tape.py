@@ -134,7 +134,7 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def record(
-    function: Callable[..., list[Tensor]], examples: Sequence[Tensor], *, fixed_shapes: bool = False
+    function: Callable[..., list[Tensor]], examples: Sequence[Tensor], *, program: bool = False
 ) -> Tape:
     """Run `function(*examples)` once and keep what it did with them.
 
@@ -144,15 +144,17 @@ def record(
     Arguments:
         function: of the tensors alone, as far as the tape is to hold for others.
         examples: tensors, which are copied.
-        fixed_shapes: refuse operations whose results have a shape that depends on values.
+        program: for examples that are whole batches: they are not copied, and what writes into
+            them is refused, and so is an operation whose results have a shape that depends on
+            values.
 
     Raises:
         TapeError: an operation writes what depends on the inputs into a tensor that does not, or
-            a Python number was taken from a tensor that depends on the inputs, or the shape of a
-            result depends on values.
+            a Python number was taken from a tensor that depends on the inputs, or what `program`
+            refuses.
     """
-    examples = [e.detach().clone() for e in examples]
-    with torch.no_grad(), _Recorder(examples, fixed_shapes) as recorder:
+    examples = [e.detach() if program else e.detach().clone() for e in examples]
+    with torch.no_grad(), _Recorder(examples, program) as recorder:
         results = function(*examples)
     recorder.check_kept()
     outputs = [recorder.slots.get(result, result) for result in results]
@@ -171,9 +173,10 @@ class RealZeros(TorchDispatchMode):
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, examples: Sequence[Tensor], fixed_shapes: bool) -> None:
+    def __init__(self, examples: Sequence[Tensor], program: bool) -> None:
         super().__init__()
-        self.fixed_shapes = fixed_shapes
+        self.program = program
+        self.untouchable = {_storage(e) for e in examples} if program else set()
         self.slots: Any = WeakIdKeyDictionary()
         self.steps: list[_Step] = []
         # Where steps use constants: storage to (step, argument, version of the tensor then).
@@ -206,13 +209,15 @@ class _Recorder(TorchDispatchMode):
             for tensor in written:
                 self._save_from_writing(tensor)
             return func(*args, **kwargs)
+        if any(_storage(w) in self.untouchable for w in written):
+            raise TapeError(f"{func} writes into an input")
         if any(w not in self.slots for w in written):
             raise TapeError(f"{func} writes into a tensor that does not depend on the input")
         if func in _SHAPE_ONLY:
             return func(*args, **kwargs)  # not a step: nothing has to be kept for it
         if func in (aten._local_scalar_dense.default, aten.equal.default):
             raise TapeError("a number was taken from a tensor that depends on the input")
-        if self.fixed_shapes and _has_a_shape_of_values(func, flat):
+        if self.program and _has_a_shape_of_values(func, flat):
             raise TapeError(f"the result of {func} has a shape that depends on values")
         out = func(*args, **kwargs)
         self.mutated |= {self.storages[self.slots[w]] for w in written}
