@@ -467,15 +467,6 @@ class Products:
                 break
         return True
 
-    def _try_larger_pieces(self, rows: int, taken: float, directions: Directions) -> None:
-        """Cut into half as many pieces where that is faster: what a cache holds is not known."""
-        if not self.function.rows or rows < self.function.rows:
-            return
-        self.function.rows = 2 * rows
-        index, _, batch = next(self.function.pieces())
-        if SLOWER_ANEW * self._fastest(batch, index, directions) > len(batch[1]) / rows * taken:
-            self.function.rows = rows
-
     def _fastest(self, batch: Batch, index: int, directions: Directions) -> float:
         """Seconds of a product that is computed anew: the least of three, or more of fast ones."""
         times: list[float] = []
