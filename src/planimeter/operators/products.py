@@ -17,7 +17,6 @@ warning says so; the faster one is kept.
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -29,6 +28,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planimeter.errors import InputError, MeasurementWarning
+from planimeter.operators.agreement import agree, difference, flat, seconds
+from planimeter.operators.anew import SLOWER_ANEW, Anew
 from planimeter.operators.batches import (
     Batch,
     BatchedLoss,
@@ -41,7 +42,6 @@ from planimeter.operators.batches import (
 from planimeter.operators.curvatures import Curvature, Directions, LinearMap
 from planimeter.operators.memory import free_memory, is_out_of_memory
 from planimeter.operators.precision import full_precision
-from planimeter.operators.program import Programs
 from planimeter.operators.tape import Tape, TapeError, record, tensor_bytes
 
 STRATEGIES = ("auto", "tape", "graph", "recompute")
@@ -57,12 +57,6 @@ PIECES = 8
 """A batch is cut into at most so many, as long as memory is free."""
 SLOWER = 1.3
 """A tape is given up for a graph that is faster by this factor, so that noise decides nothing."""
-SCALE = 0.7
-"""What directions are multiplied with to see how a product rounds."""
-ROUNDING = 10
-"""So many times that difference may be between two ways of computing a product."""
-SLOWER_ANEW = 1.1
-"""The same for products that are computed anew."""
 
 
 class Products:
@@ -107,7 +101,10 @@ class Products:
             self._piece = KEPT_PIECE
         self.memory_budget, self.wanted, self.compiled = memory_budget, strategy, compile
         self.budget = 0
-        self.forward_is_wrong = False
+        self.anew = Anew(
+            curvature, self.function, self.parameters,
+            insisted={"tape": "forward", "graph": "reverse"}.get(strategy),
+        )  # fmt: skip
         self._pool: Any = None
         self._buffers = [
             torch.empty(value.shape, dtype=value.dtype, device=self.device)
@@ -124,11 +121,10 @@ class Products:
 
     def _reset(self) -> None:
         self.strategy: str | None = None  # decided by the first product
-        self.anew = "reverse"  # how what is not kept is computed
+        self.anew.reset()
         self.kept: list[tuple[float, LinearMap]] = []
         self.kept_bytes, self.all_kept = 0, False
         self.blocks: dict[int, list[Tape]] = {}  # none where single vectors are faster
-        self.programs = Programs(self.curvature, self.function, self.parameters)
 
     # -- products ----------------------------------------------------------------------------
 
@@ -185,7 +181,7 @@ class Products:
         directions = self._directions(v)
         if self.all_kept and len(self.kept) == 1:
             if self._whole is not None:
-                return self._finite(_flat(self.kept[0][1](directions)), directions)
+                return self._finite(flat(self.kept[0][1](directions)), directions)
             result = torch.empty_like(v)
             for piece, part in zip(
                 result.split(self.sizes), self.kept[0][1](directions), strict=True
@@ -195,7 +191,7 @@ class Products:
         total, rows = torch.zeros_like(v), 0.0
         for weight, product in self._maps():
             if self._whole is not None:
-                total.add_(_flat(product(directions)), alpha=weight)
+                total.add_(flat(product(directions)), alpha=weight)
             else:
                 for piece, part in zip(total.split(self.sizes), product(directions), strict=True):
                     piece.add_(part.reshape(-1), alpha=weight)
@@ -234,14 +230,7 @@ class Products:
         with self.mode():
             for number, (index, weight, batch) in enumerate(self.function.pieces()):
                 if number >= len(self.kept):
-                    yield weight, self._unkept(batch, index)
-
-    def _unkept(self, batch: Batch, index: int) -> LinearMap:
-        if self.anew == "program":
-            return self.programs(batch)
-        if self.anew == "forward":
-            return self.curvature.forward(self.function, self.parameters, batch)
-        return self.curvature.graph(self.function, self.parameters, batch, index)
+                    yield weight, self.anew(batch, index)
 
     # -- deciding, on the first product ------------------------------------------------------
 
@@ -271,10 +260,10 @@ class Products:
             self._decide_recomputed(directions)
             return
         self.strategy = "tape" if tape is not None else "graph"
-        self.kept, self.kept_bytes = [(weight, tape or self._unkept(batch, index))], size
+        self.kept, self.kept_bytes = [(weight, tape or self.anew(batch, index))], size
         self.all_kept = self._keep_others(tape, directions)
         if tape is not None and not self.all_kept:
-            self._choose_anew(directions)
+            self.anew.choose(directions)
 
     def _keep_others(self, first: Tape | None, directions: Directions) -> bool:
         """Keep what the other pieces have in common too; False where that does not fit."""
@@ -286,7 +275,7 @@ class Products:
                 total = self.kept_bytes + int(size * weight / rows)
                 if total > self.budget:
                     return False
-                another = self._unkept(batch, index)
+                another = self.anew(batch, index)
             else:
                 try:
                     another = self._recorded(batch, directions)
@@ -338,14 +327,14 @@ class Products:
             return None, saved.total
         if expected is None:  # nothing independent to compare with, but the tape has to be right
             expected = self.curvature.forward(self.function, self.parameters, batch)(directions)
-            if not self._agree(tape, directions, found, expected):
+            if not agree(self.precision, tape, directions, found, expected):
                 raise InputError(
                     f"the {self.curvature.name} cannot be computed: recorded and repeated products "
-                    f"differ by {_difference(found, expected):.1e} ({failure})"
+                    f"differ by {difference(found, expected):.1e} ({failure})"
                 )
         else:
-            if not self._agree(tape, directions, found, expected):
-                self._warn_of(found, expected)
+            if not agree(self.precision, tape, directions, found, expected):
+                self.anew.warn_of(found, expected)
                 return None, saved.total
             if self.wanted == "auto" and seconds(lambda: tape(directions), self.device) > slow:
                 fast = min(seconds(lambda: tape(directions), self.device) for _ in range(3))
@@ -388,102 +377,20 @@ class Products:
     def _decide_recomputed(self, directions: Directions) -> None:
         """Keep nothing."""
         index, _, batch = next(self.function.pieces())
-        rows, taken = len(batch[1]), self._choose_anew(directions)
-        self.strategy = self.anew
-        if self.anew == "program" or not self.function.rows or rows < self.function.rows:
+        rows, taken = len(batch[1]), self.anew.choose(directions)
+        self.strategy = self.anew.way
+        if self.anew.way == "program" or not self.function.rows or rows < self.function.rows:
             return
         # Differentiating costs every piece the same: half as many may be faster.
         self.function.rows = 2 * rows
         index, _, batch = next(self.function.pieces())
         try:
-            larger = self._fastest(batch, index, directions) / len(batch[1])
+            larger = self.anew.fastest(batch, index, directions) / len(batch[1])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             larger = math.inf
         self.function.rows = 2 * rows if SLOWER_ANEW * larger < taken / rows else rows
-
-    def _choose_anew(self, directions: Directions) -> float:
-        """By a program, forward or reverse, whichever is fastest; the seconds of a piece."""
-        index, _, batch = next(self.function.pieces())
-        insisted = {"tape": "forward", "graph": "reverse"}.get(self.wanted)
-        found: dict[str, Directions] = {}
-        times: dict[str, float] = {}
-        failure = ""
-
-        def attempt(name: str) -> None:
-            nonlocal failure
-            self.anew = name
-            try:
-                found[name] = self._unkept(batch, index)(directions)
-                times[name] = 0.0 if insisted else self._fastest(batch, index, directions)
-            except (TapeError, RuntimeError, NotImplementedError) as error:
-                if is_out_of_memory(error) or isinstance(error, InputError):
-                    raise
-                failure = str(error).splitlines()[0]
-
-        attempt("program")
-        attempt("reverse")
-        # A program is what forward derivatives do: these are only needed where it is in doubt.
-        if insisted or len(found) < 2 or not self._holds("reverse", directions):
-            attempt("forward")
-            if "reverse" not in found and "forward" not in found:
-                raise InputError(
-                    f"the {self.curvature.name} cannot be computed: an operation of the model or "
-                    f"the loss has no second derivative ({failure})"
-                )
-            if "reverse" in found and "forward" in found:
-                self.anew = "reverse"
-                reverse = self._unkept(batch, index)
-                if not self._agree(reverse, directions, found["reverse"], found["forward"]):
-                    self._warn_of(found["forward"], found["reverse"])
-            if "reverse" in found or not self._holds("forward", directions):
-                times.pop("program", None)
-        if self.forward_is_wrong:
-            self.anew = "reverse"
-        elif insisted in found:
-            self.anew = str(insisted)
-        else:
-            if "reverse" in times:
-                times["reverse"] *= SLOWER_ANEW
-            self.anew = min(times, key=lambda name: times[name])
-        return times[self.anew]
-
-    def _holds(self, other: str, directions: Directions) -> bool:
-        """Whether the program of one batch is right for others too."""
-        for number, (index, _, batch) in enumerate(self.function.pieces()):
-            self.anew = other
-            expected = self._unkept(batch, index)(directions)
-            self.anew = "program"
-            try:
-                product = self._unkept(batch, index)
-                if not self._agree(product, directions, product(directions), expected):
-                    return False
-            except (TapeError, RuntimeError) as error:
-                if is_out_of_memory(error):
-                    raise
-                return False
-            if number == 1:
-                break
-        return True
-
-    def _fastest(self, batch: Batch, index: int, directions: Directions) -> float:
-        """Seconds of a product that is computed anew: the least of three, or more of fast ones."""
-        times: list[float] = []
-        while len(times) < 3 or (len(times) < 9 and sum(times) < 0.05):
-            times.append(seconds(lambda: self._unkept(batch, index)(directions), self.device))
-        return min(times)
-
-    def _warn_of(self, found: Directions, expected: Directions) -> None:
-        """Trust reverse derivatives from now on, and say so."""
-        self.forward_is_wrong = True
-        warnings.warn(
-            f"two ways to compute a product with the {self.curvature.name} differ by "
-            f"{_difference(found, expected):.1e}: going on with autograd's graph (a detach() or a "
-            f"straight-through estimator in the model makes its gradient that of no function)",
-            MeasurementWarning,
-            stacklevel=8,
-        )
 
     def _recorded(self, batch: Batch, directions: Directions) -> Tape:
         product = self.curvature.forward(self.function, self.parameters, batch)
@@ -513,9 +420,9 @@ class Products:
                 raise
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         else:
-            if self._agree(tape, directions, found, expected):
+            if agree(self.precision, tape, directions, found, expected):
                 return
-            reason = f"its result differs by {_difference(found, expected):.1e}"
+            reason = f"its result differs by {difference(found, expected):.1e}"
         tape.run = eager
         warnings.warn(
             f"the {name} product is not used, going on with the eager one: {reason}",
@@ -552,7 +459,7 @@ class Products:
                 raise
             return
         expected = [torch.stack(ts) for ts in zip(*map(tapes[0], singles), strict=True)]
-        if not self._agree(blocks[0], directions, found, expected):
+        if not agree(self.precision, blocks[0], directions, found, expected):
             return
 
         self.blocks[columns.shape[1]] = blocks
@@ -567,21 +474,6 @@ class Products:
         together = min(seconds(lambda: self._block(columns, out), self.device) for _ in range(3))
         if together > min(seconds(one_by_one, self.device) for _ in range(2)):
             self.blocks[columns.shape[1]] = []
-
-    def _agree(
-        self, product: LinearMap, directions: Directions, found: Directions, expected: Directions
-    ) -> bool:
-        """Whether `found`, which is product(directions), is as expected, up to rounding.
-
-        A product that is much smaller than the terms it sums, as at a minimum, may have few right
-        digits. Directions times a number that is no power of two round otherwise: that shows it.
-        """
-        difference = _difference(found, expected)
-        if difference <= self.precision**0.5:
-            return True
-        scaled = product([SCALE * direction for direction in directions])
-        noise = _difference([tensor / SCALE for tensor in scaled], found)
-        return difference <= ROUNDING * noise
 
     # -- vectors -------------------------------------------------------------------------------
 
@@ -617,30 +509,6 @@ class Products:
                     f"{name!r}, on batch {number}: the network overflows {self.dtypes[0]} there"
                 )
         raise InputError(f"a product with the {self.curvature.name} is not finite")
-
-
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Wall time of a call, all of its work on the device included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-def _flat(tensors: Directions) -> Float[Tensor, " P"]:
-    flat = torch.cat([t.detach().reshape(-1) for t in tensors])
-    # A copy in any case, so that no inference tensor gets out.
-    return flat.to(torch.float64, copy=True)
-
-
-def _difference(found: Directions, expected: Directions) -> float:
-    """Relative, in the Euclidean norm over all parameters."""
-    one, other = _flat(found), _flat(expected)
-    scale = max(float(one.norm()), float(other.norm()))
-    return float((one - other).norm()) / scale if scale > 0 else 0.0
 
 
 class _Bytes:
