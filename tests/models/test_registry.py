@@ -55,7 +55,8 @@ def test_parameters_outputs_and_evaluation(name, settings, shape, ten, hundred):
     with torch.no_grad():
         logits = model(x)
         assert torch.equal(model(x), logits)
-        torch.testing.assert_close(model(x[:1]), logits[:1], rtol=1e-4, atol=1e-4)
+        # A hundred layers amplify the rounding of a batch of another size.
+        torch.testing.assert_close(model(x[:1]), logits[:1], rtol=1e-3, atol=1e-4)
     assert logits.shape == (2, 10)
     assert bool(logits.isfinite().all())
     assert count(build_model(name, shape, 100, **settings)) == hundred
