@@ -53,9 +53,9 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 def flat(tensors: Directions) -> Float[Tensor, " P"]:
     """All numbers in a row, float64."""
-    flat = torch.cat([t.detach().reshape(-1) for t in tensors])
+    row = torch.cat([t.detach().reshape(-1) for t in tensors])
     # A copy in any case, so that no inference tensor gets out.
-    return flat.to(torch.float64, copy=True)
+    return row.to(torch.float64, copy=True)
 
 
 def difference(found: Directions, expected: Directions) -> float:

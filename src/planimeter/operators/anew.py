@@ -21,7 +21,7 @@ from planimeter.operators.program import Programs
 from planimeter.operators.tape import TapeError
 
 SLOWER_ANEW = 1.1
-"""What needs more memory, reverse derivatives or larger pieces, has to be faster by this factor."""
+"""Reverse derivatives need more memory: they have to be faster by this factor."""
 
 
 class Anew:
@@ -60,8 +60,8 @@ class Anew:
             return self.curvature.forward(self.function, self.parameters, batch)
         return self.curvature.graph(self.function, self.parameters, batch, index)
 
-    def choose(self, directions: Directions) -> float:
-        """By a program, forward or reverse, whichever is fastest; the seconds of a piece."""
+    def choose(self, directions: Directions) -> None:
+        """By a program, forward or reverse, whichever is right and fastest."""
         index, _, batch = next(self.function.pieces())
         found: dict[str, Directions] = {}
         times: dict[str, float] = {}
@@ -72,16 +72,17 @@ class Anew:
             self.way = name
             try:
                 found[name] = self(batch, index)(directions)
-                times[name] = 0.0 if self.insisted else self.fastest(batch, index, directions)
+                times[name] = 0.0 if self.insisted else self._fastest(batch, index, directions)
             except (TapeError, RuntimeError, NotImplementedError) as error:
                 if is_out_of_memory(error) or isinstance(error, InputError):
                     raise
                 failure = str(error).splitlines()[0]
 
-        attempt("program")
+        if not self.insisted:
+            attempt("program")
         attempt("reverse")
         # A program is what forward derivatives do: these are only needed where it is in doubt.
-        if self.insisted or len(found) < 2 or not self._holds("reverse", directions):
+        if len(found) < 2 or not self._holds("reverse", directions):
             attempt("forward")
             if "reverse" not in found and "forward" not in found:
                 raise InputError(
@@ -105,7 +106,6 @@ class Anew:
             if "reverse" in times:
                 times["reverse"] *= SLOWER_ANEW
             self.way = min(times, key=lambda name: times[name])
-        return times[self.way]
 
     def _holds(self, other: str, directions: Directions) -> bool:
         """Whether the program of one batch is right for others too."""
@@ -125,7 +125,7 @@ class Anew:
                 break
         return True
 
-    def fastest(self, batch: Batch, index: int, directions: Directions) -> float:
+    def _fastest(self, batch: Batch, index: int, directions: Directions) -> float:
         """Seconds of a product that is computed anew: the least of three, or more of fast ones."""
         times: list[float] = []
         while len(times) < 3 or (len(times) < 9 and sum(times) < 0.05):

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from planimeter.errors import InputError, MeasurementWarning
 from planimeter.operators.agreement import agree, difference, flat, seconds
-from planimeter.operators.anew import SLOWER_ANEW, Anew
+from planimeter.operators.anew import Anew
 from planimeter.operators.batches import (
     Batch,
     BatchedLoss,
@@ -376,21 +376,8 @@ class Products:
 
     def _decide_recomputed(self, directions: Directions) -> None:
         """Keep nothing."""
-        index, _, batch = next(self.function.pieces())
-        rows, taken = len(batch[1]), self.anew.choose(directions)
+        self.anew.choose(directions)
         self.strategy = self.anew.way
-        if self.anew.way == "program" or not self.function.rows or rows < self.function.rows:
-            return
-        # Differentiating costs every piece the same: half as many may be faster.
-        self.function.rows = 2 * rows
-        index, _, batch = next(self.function.pieces())
-        try:
-            larger = self.anew.fastest(batch, index, directions) / len(batch[1])
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            larger = math.inf
-        self.function.rows = 2 * rows if SLOWER_ANEW * larger < taken / rows else rows
 
     def _recorded(self, batch: Batch, directions: Directions) -> Tape:
         product = self.curvature.forward(self.function, self.parameters, batch)
