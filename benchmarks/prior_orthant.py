@@ -143,9 +143,10 @@ def ladder(rounds: int) -> list[str]:
             ratios.append(together[-1] / singles[-1])
         sweeps = f"{sum(r.sweeps for r in one)} / {sum(r.sweeps for r in all_of_them)}"
         errors = [r.stderr for r in all_of_them]
+        spread = f"{min(errors):.3f}-{max(errors):.3f}" if errors[0] == errors[0] else "none"
         lines.append(
             f"| {name} | {statistics.median(singles):.1f} | {statistics.median(together):.1f} "
-            f"| {statistics.median(ratios):.2f} | {sweeps} | {min(errors):.3f}-{max(errors):.3f} |"
+            f"| {statistics.median(ratios):.2f} | {sweeps} | {spread} |"
         )
         print(lines[-1], flush=True)
     return lines

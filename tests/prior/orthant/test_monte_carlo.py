@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from planimeter.prior.orthant import monte_carlo
 from planimeter.prior.orthant.expectation_propagation import (
     EPSolution,
     expectation_propagation,
@@ -73,9 +74,26 @@ def test_the_standard_error_is_honest():
 
 
 def test_panels_do_not_change_the_result():
-    one, other = (run(equicorrelated(0.8, 70), panel=p, particles=100) for p in (16, 70))
+    one, other = (
+        run(equicorrelated(0.8, 70), panel=p, particles=100, precision=torch.float64)
+        for p in (16, 70)
+    )
     assert one.log_z == pytest.approx(other.log_z, abs=1e-9)
     assert one.resamplings == other.resamplings
+
+
+@pytest.mark.parametrize("rho", [0.3, 0.9])
+def test_products_in_float32_change_less_than_they_may(rho):
+    kernel = equicorrelated(rho, 200)
+    double, chosen = (run(kernel, particles=200, precision=p) for p in (torch.float64, None))
+    assert chosen.runs != double.runs  # it was float32
+    assert torch.tensor(chosen.runs).sub(torch.tensor(double.runs)).abs().max() < 1e-4
+
+
+def test_a_factor_of_large_entries_stays_in_float64(monkeypatch):
+    monkeypatch.setattr(monte_carlo, "_ROUNDING", 1e-9)
+    kernel = equicorrelated(0.5, 50)
+    assert run(kernel, particles=50).runs == run(kernel, particles=50, precision=torch.float64).runs
 
 
 def test_log_mean_and_error_of_equal_runs():

@@ -1,21 +1,19 @@
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chi2_contingency, kstest
+from scipy.stats import chi2_contingency
 from torch import nn
 
 from planimeter.errors import InputError
 from planimeter.prior.sampling import random_functions
+from planimeter.prior.sampling.normals import DeviceNormals
 from planimeter.prior.sampling.packing import unpack
 from planimeter.prior.sampling.random_functions import (
     BATCH,
     FullyConnectedFunctions,
     ModuleFunctions,
-    _DeviceNormals,
-    _Quantiles,
 )
 
 SIGMA_W, SIGMA_B = 1.3, 0.4
@@ -40,12 +38,11 @@ def test_functions_are_those_of_networks_with_these_weights(x, hidden, sigma_b):
     functions = FullyConnectedFunctions(x, hidden, SIGMA_W, sigma_b)
     found = unpack(functions.batch(0, 0), len(x))[-len(functions.outputs) :]
     for i in range(0, len(found), 50):
-        unit = 1 / functions.normals.deviation
-        first = unit * functions.first[i]
+        first = functions.first[i]
         layers = [(first[:, :-1] * SIGMA_W / math.sqrt(3), first[:, -1] * sigma_b)]
         for weights, biases in functions.later:
-            scale = unit * SIGMA_W / math.sqrt(weights.shape[2])
-            layers.append((weights[i] * scale, -unit * sigma_b * biases[i, :, 0]))
+            scale = SIGMA_W / math.sqrt(weights.shape[2])
+            layers.append((weights[i] * scale, -sigma_b * biases[i, :, 0]))
         assert (naive(x, layers).numpy() == found[i]).all()
 
 
@@ -87,29 +84,6 @@ def test_the_distribution_is_that_of_networks_drawn_one_by_one(x):
     assert chi2_contingency(table[:, table.sum(0) > 10]).pvalue > 1e-3
 
 
-def test_normals_are_normal():
-    source = _Quantiles(1_000_001)
-    source.restart(3, 0)
-    z = source.draw().double().numpy() / source.deviation
-    assert kstest(z, "norm").pvalue > 1e-3
-    assert abs(z.var() - 1) < 5 * math.sqrt(2 / len(z))
-    assert abs((z**4).mean() - 3) < 5 * math.sqrt(96 / len(z))
-    for a, b in ((z[1:], z[:-1]), (z[1:] ** 2, z[:-1] ** 2), (z[2:], z[:-2])):
-        assert abs(np.corrcoef(a, b)[0, 1]) < 5 / math.sqrt(len(a))
-    assert z.max() > 4.3
-    assert z.min() < -4.3
-
-
-def test_the_ends_of_the_uniform_are_finite():
-    source = _Quantiles(4)
-    ends = np.array([2**31 - 1, -(2**31), 0, 1], dtype=np.int64).astype(np.int32).view(np.uint64)
-    source.bits = SimpleNamespace(random_raw=lambda size: ends)
-    z = source.draw() / source.deviation
-    assert 5.3 < float(z.max()) < 5.5
-    assert float(z[0]) == -float(z[1])
-    assert float(z[2]) == 0.0
-
-
 def test_batches_can_be_drawn_again_in_any_order(x):
     functions = FullyConnectedFunctions(x, (6, 4), SIGMA_W, SIGMA_B)
     third, first = functions.batch(0, 3), functions.batch(0, 1)
@@ -121,11 +95,11 @@ def test_batches_can_be_drawn_again_in_any_order(x):
 
 
 def test_with_torchs_normals_the_distribution_is_the_same(x, monkeypatch):
-    boxed = histogram(FullyConnectedFunctions(x, (6, 4), SIGMA_W, SIGMA_B), 10)
-    monkeypatch.setattr(random_functions, "_normals", _DeviceNormals)
+    tabled = histogram(FullyConnectedFunctions(x, (6, 4), SIGMA_W, SIGMA_B), 10)
+    monkeypatch.setattr(random_functions, "normals", DeviceNormals)
     functions = FullyConnectedFunctions(x, (6, 4), SIGMA_W, SIGMA_B)
     assert (functions.batch(0, 2) == functions.batch(0, 2)).all()
-    table = np.stack([boxed, histogram(functions, 10)])
+    table = np.stack([tabled, histogram(functions, 10)])
     assert chi2_contingency(table[:, table.sum(0) > 10]).pvalue > 1e-3
 
 

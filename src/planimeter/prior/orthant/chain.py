@@ -207,7 +207,6 @@ class Chain:
             stderr=settings.stderr,
             max_runs=settings.max_runs,
             seed=settings.seed,
-            precision=settings.precision,
             progress=lambda done: settings.progress("SMC", done, len(posterior)),
         )
         alarms = []

@@ -35,7 +35,7 @@ from planimeter.prior.kernels.initialisation import check_deviations
 from planimeter.prior.sampling.counting import CountTable, Recount, empty_table
 from planimeter.prior.sampling.function_counts import FunctionCounts
 from planimeter.prior.sampling.packing import words_of
-from planimeter.prior.sampling.random_functions import batch_size
+from planimeter.prior.sampling.random_functions import STREAM, batch_size
 from planimeter.prior.sampling.sampling_file import check_sampling_path, load_counts, save_counts
 from planimeter.prior.sampling.streams import Source, source_of, stream
 
@@ -119,6 +119,7 @@ def sample_functions(
     with evaluation_mode(nn.ModuleList(modules)):
         source = source_of(network, inputs, sigma_w, sigma_b)
         settings = {
+            "stream": STREAM,
             "network": source.network,
             "device": source.device,
             "inputs": len(inputs),

@@ -7,21 +7,16 @@ r"""Functions of random networks, thousands at a time, from a stream that can be
 .. math:: \hat h_l = \mathrm{ReLU}(\Omega_l \hat h_{l-1} + (\sigma_b / k_l)\, \beta_l),
 
 with :math:`\Omega` and :math:`\beta` of *standard* normals: no weight is scaled, and the sign of
-the output is the network's. Normals of deviation s do as well, with :math:`k_l` divided by
-:math:`s^{l-1}`. Biases cost no pass over the activations: with :math:`m_l = \hat h_l + s_l`,
+the output is the network's. Biases cost no pass over the activations: with
+:math:`m_l = \hat h_l + s_l`,
 
 .. math:: m_l = \max(\Omega_l m_{l-1}, s_l), \qquad
           s_l = \Omega_l s_{l-1} + (\sigma_b / k_l)\, \beta_l, \qquad s_1 = 0
 
 (:math:`\beta` and :math:`-\beta` have the same law), so a shift is a number a unit, not one a unit
 and input. The first layer takes its bias as one more input. The function is
-:math:`[\Omega_L m_{L-1} > s_L]`. The distribution is exact; rounding in float32 decides outputs
-within about 1e-6 of 0, relative to the terms of their sum.
-
-**Normals** on the CPU are quantiles, :math:`\mathrm{erf}^{-1}(u)` of a uniform u in (-1, 1), for
-which :math:`s = 2^{-1/2}`: in float32, u has 24 bits and the tails reach 5.4 deviations. (Box and
-Muller's method in torch's operations takes a quarter longer, ziggurat normals of NumPy four times
-as long.) Elsewhere they are torch's.
+:math:`[\Omega_L m_{L-1} > s_L]`. The distribution is that of the normals (`normals.py`); rounding
+in float32 decides outputs within about 1e-6 of 0, relative to the terms of their sum.
 
 **Any other module** is evaluated by `torch.func.vmap` over stacked parameters.
 
@@ -45,12 +40,15 @@ from torch.func import functional_call, vmap
 
 from planimeter.errors import InputError
 from planimeter.prior.kernels.initialisation import gaussian_deviations
+from planimeter.prior.sampling.normals import normals, torch_seed
 from planimeter.prior.sampling.packing import pack, pack_on_device
 
 BATCH = 4096
 """Networks of one batch, and of one generator, on the CPU."""
 DEVICE_BATCH = 1 << 16
 """The same on an accelerator, which is kept waiting by small ones."""
+STREAM = 2
+"""Version of the streams: counts on disk go on only with the networks that they began with."""
 _NORMALS, _ACTIVATIONS = 1 << 20, 1 << 19
 """Bytes of normals drawn at a time, and of a layer's activations: what a core's cache holds."""
 _DEVICE = 1 << 29
@@ -84,9 +82,8 @@ class FullyConnectedFunctions:
         drawn = _block(parameters, x.device, _NORMALS)
         at_once = min(_block(n * max(widths), x.device, _ACTIVATIONS), drawn)
         self.pieces = [slice(i, i + at_once) for i in range(0, drawn, at_once)]
-        self.normals = _normals(drawn * parameters, x.device)
+        self.normals = normals(drawn * parameters, x.device)
         scales = np.cumprod([sigma_w / math.sqrt(width) for width in (d, *hidden)])
-        scales /= self.normals.deviation ** np.arange(len(scales))
         self.bias_scales = [float(sigma_b / scale) for scale in scales]
         constant = x.new_full((n, 1), self.bias_scales[0])
         self.x = torch.cat([x, constant], dim=1).T.contiguous()
@@ -167,7 +164,7 @@ class ModuleFunctions:
 
     def batch(self, seed: int, index: int) -> NDArray[np.uint64]:
         """See `Functions`."""
-        self.generator.manual_seed(_torch_seed(seed, index))
+        self.generator.manual_seed(torch_seed(seed, index))
         times = batch_size(self.x.device) // self.networks
         blocks = [self._block_of_functions() for _ in range(times)]
         return np.concatenate(blocks)
@@ -187,55 +184,8 @@ class ModuleFunctions:
         return _packed(vmap(outputs)(stacked) > 0)
 
 
-class _Quantiles:
-    """Normals of variance 1/2 on the CPU."""
-
-    deviation = 0.5**0.5
-
-    def __init__(self, size: int) -> None:
-        self.values = torch.empty(size)
-        self.bits = np.random.SFC64(0)
-
-    def restart(self, seed: int, index: int) -> None:
-        self.bits = np.random.SFC64(_sequence(seed, index))
-
-    def draw(self) -> Tensor:
-        words = self.bits.random_raw(-(-len(self.values) // 2)).view(np.int32)
-        self.values.copy_(torch.from_numpy(words)[: len(self.values)])
-        # Just inside (-1, 1): at the ends, which rounding reaches, the quantile is infinite.
-        return self.values.mul_(2.0**-31 * (1 - 2.0**-24)).erfinv_()
-
-
-class _DeviceNormals:
-    """Standard normals by torch's generator of a device."""
-
-    deviation = 1.0
-
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.values = torch.empty(size, device=device)
-        self.generator = torch.Generator(device)
-
-    def restart(self, seed: int, index: int) -> None:
-        self.generator.manual_seed(_torch_seed(seed, index))
-
-    def draw(self) -> Tensor:
-        return self.values.normal_(generator=self.generator)
-
-
-def _normals(size: int, device: torch.device) -> _Quantiles | _DeviceNormals:
-    return _Quantiles(size) if device.type == "cpu" else _DeviceNormals(size, device)
-
-
 def _packed(bits: Bool[Tensor, "k n"]) -> NDArray[np.uint64]:
     return pack(bits.numpy()) if bits.device.type == "cpu" else pack_on_device(bits)
-
-
-def _sequence(seed: int, index: int) -> np.random.SeedSequence:
-    return np.random.SeedSequence(seed, spawn_key=(index,))
-
-
-def _torch_seed(seed: int, index: int) -> int:
-    return int(_sequence(seed, index).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def batch_size(device: torch.device | str) -> int:
