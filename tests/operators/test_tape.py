@@ -1,9 +1,11 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from planimeter.landscape import evaluation_mode
-from planimeter.operators.tape import TapeError, record, tensor_bytes
+from planimeter.operators.tape import TapeError, _untouched_zeros, record, tensor_bytes
 
 F = nn.functional
 
@@ -240,3 +242,25 @@ def test_a_program_refuses_what_writes_into_an_input_before_it_does():
     assert torch.equal(x, torch.ones(3))
     (found,) = record(lambda a: [(a + 1).mul_(2)], [x], program=True)([torch.zeros(3)])
     assert torch.equal(found, torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("size", [(), (0, 3), (5,), (70, 300, 4)])
+@pytest.mark.parametrize("dtype", [None, torch.float64, torch.bfloat16, torch.int64, torch.bool])
+def test_untouched_zeros_are_zeros(size, dtype):
+    found, expected = _untouched_zeros(size, dtype=dtype), torch.zeros(size, dtype=dtype)
+    assert torch.equal(found, expected)
+    assert found.dtype == expected.dtype
+    assert torch.equal(found.fill_(1), expected.fill_(1))
+
+
+def test_untouched_zeros_take_no_memory():
+    before = resident()
+    zeros = _untouched_zeros((2**26,), dtype=torch.float32)
+    assert float(zeros.sum()) == 0
+    assert resident() - before < 2**26
+    del zeros
+
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1])

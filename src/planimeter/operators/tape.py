@@ -15,11 +15,13 @@ derivative has: the least that an exact product can cost.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -48,6 +50,8 @@ _LINEAR = {
 
 _VIEWS = {aten.view.default, aten._unsafe_view.default}
 _SHAPE_ONLY = {aten.is_same_size.default, aten._has_same_storage_numel.default}
+# Bytes from which the system gives empty pages instead of memory that has to be cleared.
+_PAGES = 2**16
 
 
 class TapeError(Exception):
@@ -169,7 +173,16 @@ class RealZeros(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         zeros = func is aten._efficientzerotensor.default
-        return (torch.zeros if zeros else func)(*args, **(kwargs or {}))
+        return (_untouched_zeros if zeros else func)(*args, **(kwargs or {}))
+
+
+def _untouched_zeros(size: Sequence[int], **kind: Any) -> Tensor:
+    """Zeros that take no memory on the CPU until they are written to: empty pages."""
+    dtype = kind.get("dtype") or torch.get_default_dtype()
+    length = math.prod(size) * dtype.itemsize
+    if length < _PAGES or torch.device(kind.get("device") or "cpu").type != "cpu":
+        return torch.zeros(size, **kind)
+    return torch.from_numpy(np.zeros(length, np.uint8)).view(dtype).view(size)
 
 
 class _Recorder(TorchDispatchMode):
@@ -195,7 +208,7 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is aten._efficientzerotensor.default:
             # Zeros without storage send a dispatch mode into endless recursion.
-            return torch.zeros(*args, **kwargs)
+            return _untouched_zeros(*args, **kwargs)
         flat, layout = tree_flatten((args, kwargs))
         slots = [self.slots.get(a) if isinstance(a, Tensor) else None for a in flat]
         written = [
