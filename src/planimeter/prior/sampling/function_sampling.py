@@ -119,7 +119,7 @@ def sample_functions(
     with evaluation_mode(nn.ModuleList(modules)):
         source = source_of(network, inputs, sigma_w, sigma_b)
         settings = {
-            "stream": STREAM,
+            "stream_version": STREAM,
             "network": source.network,
             "device": source.device,
             "inputs": len(inputs),
