@@ -31,6 +31,7 @@ from workloads import NAMES, workload
 
 from planimeter.curvature import spectral_summary, top_eigenvalues
 from planimeter.landscape import LossLandscape, evaluation_mode
+from planimeter.operators import products as products_module
 
 RESULTS = Path(__file__).parent / "results"
 # Whole computations run on fewer rows where one product takes seconds.
@@ -95,6 +96,7 @@ def products(name: str, rounds: int) -> list[str]:
     sides["planimeter, Gauss-Newton"] = partial(ggn.__matmul__, v)
     kept = landscapes["planimeter, kept"].hessian()
     block = torch.randn(size, 16, dtype=torch.float64, device=device)
+    kept.product.singles = products_module.SINGLES
     kept @ block  # here it is seen whether blocks pay
     if not kept.product.blocks.get(16):
         block = block[:, :2]
@@ -167,37 +169,40 @@ def eigenvalues(name: str, rounds: int) -> list[str]:
 def summaries(name: str, rounds: int) -> list[str]:
     """Largest eigenvalue, trace, norm and density: one pass against separate calls."""
     model, x, y = problem(name, FEWER[name])
-    ours, lines = [], []
+    peers = {
+        label: peer
+        for label, peer in made_peers(name, FEWER[name]).items()
+        if label in ("landscaper, cache", "curvlinops")
+        or (name == "MLP" and label == "hessian-eigenthings")  # ten probes of eighty steps
+    }
+    times: dict[str, list[float]] = {}
+    cells: dict[str, str] = {}
     for _ in range(rounds):
         landscape = LossLandscape(model, cross_entropy, (x, y), batch_size=len(y))
         started = time.perf_counter()
         found = spectral_summary(landscape.hessian())
-        ours.append(time.perf_counter() - started)
-    mine = statistics.median(ours)
-    lines.append(
-        f"| {name}, {len(y)} rows | planimeter | {found.products} | {found.largest} | "
-        f"{found.trace} | {found.frobenius_norm} | yes | 1.00 |"
-    )
-    for label, peer in made_peers(name, FEWER[name]).items():
-        if label not in ("landscaper, cache", "hessian-eigenthings", "curvlinops"):
-            continue
-        if name != "MLP" and label == "hessian-eigenthings":
-            continue  # ten probes of eighty steps
-        started = time.perf_counter()
-        with evaluation_mode(peer.model):
-            answers = peer.summary()
-        taken = time.perf_counter() - started
-        count = sum(a.products for a in answers.values() if a)
-        cells = []
-        for key in ("lambda_max", "trace", "frobenius"):
-            answer = answers[key]
-            cells.append(f"{answer.value:.5g}" if answer and not answer.note else "–")
-        density = "yes" if answers["density"] and not answers["density"].note else "–"
-        lines.append(
-            f"| {name}, {len(y)} rows | {label} | {count} | {' | '.join(cells)} | {density} | "
-            f"{taken / mine:.2f} |"
+        times.setdefault("planimeter", []).append(time.perf_counter() - started)
+        cells["planimeter"] = (
+            f"{found.products} | {found.largest} | {found.trace} | {found.frobenius_norm} | yes"
         )
-    return lines
+        for label, peer in peers.items():
+            with evaluation_mode(peer.model):
+                started = time.perf_counter()
+                answers = peer.summary()
+                times.setdefault(label, []).append(time.perf_counter() - started)
+            numbers = [
+                f"{answer.value:.5g}" if answer and not answer.note else "–"
+                for answer in (answers[key] for key in ("lambda_max", "trace", "frobenius"))
+            ]
+            density = "yes" if answers["density"] and not answers["density"].note else "–"
+            count = sum(a.products for a in answers.values() if a)
+            cells[label] = f"{count} | {' | '.join(numbers)} | {density}"
+    ours = times["planimeter"]
+    return [
+        f"| {name}, {len(y)} rows | {label} | {cells[label]} | "
+        f"{statistics.median(a / b for a, b in zip(own, ours, strict=True)):.2f} |"
+        for label, own in times.items()
+    ]
 
 
 def memory_in(mode: str, name: str, rows: int) -> int:
@@ -287,7 +292,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[str, int], list[str]]], ...] = (
         "λ_max, trace, Frobenius norm and density, set-up included",
         "| workload | who | products | λ_max | trace | Frobenius | density | time |\n"
         "|---|---|---|---|---|---|---|---|",
-        lambda name, rounds: summaries(name, min(rounds, 3) if name == "MLP" else 1),
+        lambda name, rounds: summaries(name, rounds if name == "MLP" else 1),
     ),
     (
         "Peak memory over the gradient's own",
@@ -343,8 +348,9 @@ def main() -> None:
         f"{torch.get_num_threads()} threads"
     )  # fmt: skip
     head = (
-        f"Medians of {options.rounds} alternating rounds (eigenvalues, summaries: 3 on the MLP, "
-        f"else 1), torch {torch.__version__}, {where}. Written by `benchmarks/curvature.py`. "
+        f"Medians of {options.rounds} alternating rounds (eigenvalues: 3 on the MLP, else 1; "
+        f"summaries: else 1), torch {torch.__version__}, {where}. Written by "
+        "`benchmarks/curvature.py`. "
         "Peers: " + ", ".join(sorted({f"{p.distribution} {version(p)}" for p in PEERS})) + ".\n"
     )
     folder = RESULTS / ("curvature" if device.type == "cpu" else f"curvature-{device.type}")

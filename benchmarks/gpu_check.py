@@ -27,6 +27,7 @@ from workloads import NAMES, workload
 from planimeter.curvature import gauss_newton_spectrum, spectral_summary, top_eigenvalues
 from planimeter.flatness import measure
 from planimeter.landscape import LossLandscape
+from planimeter.operators import products as products_module
 from planimeter.prior import (
     boolean_inputs,
     empirical_kernel,
@@ -71,6 +72,8 @@ def products() -> Iterator[Check]:
                 v = torch.randn(one.size, 16, dtype=torch.float64, generator=generator)
                 single = relative(two @ v[:, 0].cuda(), one @ v[:, 0])
                 again = relative(two @ v[:, 1].cuda(), one @ v[:, 1])
+                for side in (one, two):
+                    side.product.singles = products_module.SINGLES
                 block = relative(two @ v.cuda(), one @ v)
                 way = f"{two.product.strategy}"
                 kept = two.product.kept

@@ -497,3 +497,19 @@ def test_products_with_insisted_tapes_repeat_bit_by_bit():
     )
     assert torch.equal(one @ v, two @ v)
     assert isinstance(one.product.blocks[16][0], Tape)
+
+
+def test_blocks_are_tried_after_many_single_columns(monkeypatch):
+    monkeypatch.setattr(products_module, "SINGLES", 24)
+    model, data = labelled(F.cross_entropy, 60)
+    hessian = LossLandscape(model, F.cross_entropy, data, products="tape").hessian()
+    v = torch.randn(27, 45, dtype=torch.float64)
+    exact = dense_hessian(model, F.cross_entropy, data) @ v
+    torch.testing.assert_close(hessian @ v[:, :23], exact[:, :23])
+    assert not hessian.product.blocks
+    torch.testing.assert_close(hessian @ v, exact)  # one more alone, then 16, again many alone
+    assert list(hessian.product.blocks) == [16]
+    assert hessian.product.singles == 12
+    torch.testing.assert_close(hessian @ v, exact)
+    torch.testing.assert_close(hessian @ v[:, :8], exact[:, :8])
+    assert list(hessian.product.blocks) == [16, 8]

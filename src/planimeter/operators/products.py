@@ -47,6 +47,9 @@ from planimeter.operators.tape import Tape, TapeError, record, tensor_bytes
 STRATEGIES = ("auto", "tape", "graph", "recompute")
 BLOCKS = (16, 8)
 """Vectors of a block product."""
+SINGLES = 300
+"""So many vectors among columns are multiplied one by one before blocks are tried: trying costs
+about 100 products, and a block saves at most a third."""
 FEWEST_ROWS = 8
 """A batch is not cut into pieces of fewer rows."""
 PIECE = {"cpu": 2**25, "cuda": 2**29}
@@ -125,6 +128,7 @@ class Products:
         self.kept: list[tuple[float, LinearMap]] = []
         self.kept_bytes, self.all_kept = 0, False
         self.blocks: dict[int, list[Tape]] = {}  # none where single vectors are faster
+        self.singles = 0  # columns multiplied one by one since a block was last tried
 
     # -- products ----------------------------------------------------------------------------
 
@@ -165,16 +169,15 @@ class Products:
         if count == 1:
             return self._one(columns[:, 0])[:, None]
         result = columns.new_empty(count, columns.shape[0])
-        together = 0
-        if self.all_kept and self.strategy == "tape":
-            for size in BLOCKS:
-                while count - together >= size:
-                    block = columns[:, together : together + size]
-                    if not self._block(block, result[together : together + size]):
-                        break
-                    together += size
-        for i in range(together, count):
-            result[i] = self._one(columns[:, i])
+        done = 0
+        while done < count:
+            size = self._together(columns[:, done:])
+            if size > 1:
+                self._block(columns[:, done : done + size], result[done : done + size])
+            else:
+                result[done] = self._one(columns[:, done])
+                self.singles += 1
+            done += size
         return result.T
 
     def _one(self, v: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
@@ -198,13 +201,21 @@ class Products:
             rows += weight
         return self._finite(total.div_(rows), directions)
 
-    def _block(self, columns: Float[Tensor, "P k"], result: Float[Tensor, "k P"]) -> bool:
-        """A times the columns, into the rows of `result`; False where blocks do not pay."""
-        if columns.shape[1] not in self.blocks:
-            self._decide_block(columns)
+    def _together(self, columns: Float[Tensor, "P k"]) -> int:
+        """How many of the columns, from the first on, to multiply at once."""
+        if self.all_kept and self.strategy == "tape":
+            for size in BLOCKS:
+                if size > columns.shape[1]:
+                    continue
+                if size not in self.blocks and self.singles >= SINGLES:
+                    self._decide_block(columns[:, :size])
+                if self.blocks.get(size):
+                    return size
+        return 1
+
+    def _block(self, columns: Float[Tensor, "P k"], result: Float[Tensor, "k P"]) -> None:
+        """A times the columns, into the rows of `result`."""
         tapes = self.blocks[columns.shape[1]]
-        if not tapes:
-            return False
         directions = self._directions(columns.T)
         weights = [weight for weight, _ in self.kept]
         rows = sum(weights)
@@ -220,7 +231,6 @@ class Products:
         if not is_finite(result):
             for column in columns.unbind(1):
                 self._one(column)  # the one that is not finite says where
-        return True
 
     def _maps(self) -> Iterator[tuple[float, LinearMap]]:
         """Every piece of the data as a linear map with its rows."""
@@ -422,7 +432,7 @@ class Products:
 
         Convolutions gain nothing from blocks, matrix products do.
         """
-        self.blocks[columns.shape[1]] = []
+        self.blocks[columns.shape[1]], self.singles = [], 0
         if self.wanted == "recompute" or self.compiled:
             return
         tapes = [tape for _, tape in self.kept if isinstance(tape, Tape)]
