@@ -222,10 +222,13 @@ def memory_in(mode: str, name: str, rows: int) -> int:
 
 
 def peak(mode: str, name: str, full: int) -> int:
-    """Peak over what is there before: modules, model and data, which a small run has brought in."""
+    """Peak over what is there before: modules, model, data and vector; a small run has brought in
+    what libraries need."""
 
     def run(rows: int, products: int) -> int:
         model, x, y = problem(name, rows)
+        size = sum(p.numel() for p in model.parameters())
+        v = torch.ones(size, dtype=torch.float64, device=device)
         before = reset_peak()
         if mode == "gradient":
             plain_gradient(model, x, y)
@@ -236,7 +239,7 @@ def peak(mode: str, name: str, full: int) -> int:
         )
         hessian = landscape.hessian()
         for _ in range(products):
-            hessian @ torch.ones(hessian.size, device=device)
+            hessian @ v
         return peak_bytes() - before
 
     run(4, 2)

@@ -1,4 +1,5 @@
 import copy
+import gc
 import warnings
 
 import pytest
@@ -118,7 +119,7 @@ def test_uneven_batches_of_which_some_are_kept(sizes, part, strategy):
 def test_large_batches_are_cut_where_rows_do_not_mix(way, mixes, monkeypatch):
     model, data = labelled(F.cross_entropy, 100)
     model = nn.Sequential(model, nn.BatchNorm1d(3).double())
-    monkeypatch.setitem(products_module.PIECE, "cpu", 1000)
+    monkeypatch.setitem(products_module.PIECE, "cpu", {"kept": 1000, "recomputed": 1000})
     policy = "train-frozen-buffers" if mixes else "eval"
     landscape = LossLandscape(model, F.cross_entropy, data, batch_norm=policy, **way)
     hessian = landscape.hessian()
@@ -142,7 +143,8 @@ def test_data_in_memory_counts_once_for_all_pieces(monkeypatch):
 def test_rounding_alone_is_no_disagreement(budget, monkeypatch):
     """A product that nearly vanishes has few right digits, whichever way it is computed."""
     model, (x, y) = labelled(F.cross_entropy, 40)
-    monkeypatch.setitem(products_module.PIECE, "cpu", 1)  # also recomputed where nothing fits
+    # Also recomputed where nothing fits.
+    monkeypatch.setitem(products_module.PIECE, "cpu", {"kept": 1, "recomputed": 1})
     landscape = LossLandscape(model.float(), F.cross_entropy, (x.float(), y), memory_budget=budget)
     hessian = landscape.hessian()
     all_logits = torch.zeros(hessian.size, dtype=torch.float64)
@@ -513,3 +515,21 @@ def test_blocks_are_tried_after_many_single_columns(monkeypatch):
     torch.testing.assert_close(hessian @ v, exact)
     torch.testing.assert_close(hessian @ v[:, :8], exact[:, :8])
     assert list(hessian.product.blocks) == [16, 8]
+
+
+@pytest.mark.parametrize("strategy", ["auto", "recompute"])
+def test_nothing_of_a_landscape_stays_in_memory(strategy):
+    model, data = labelled(F.cross_entropy, 64)
+
+    def tensors():
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    def product():
+        hessian = LossLandscape(model, F.cross_entropy, data, products=strategy).hessian()
+        hessian @ torch.ones(hessian.size)
+
+    product()
+    before = tensors()
+    product()
+    assert tensors() == before

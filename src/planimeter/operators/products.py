@@ -52,10 +52,12 @@ SINGLES = 300
 about 100 products, and a block saves at most a third."""
 FEWEST_ROWS = 8
 """A batch is not cut into pieces of fewer rows."""
-PIECE = {"cpu": 2**25, "cuda": 2**29}
-"""Batches that need more bytes are cut: their pieces need less memory at once, and more cache."""
-KEPT_PIECE = 2**32
-"""The same on a GPU for what is kept: it gains nothing from pieces, which take a second each."""
+PIECE = {
+    "cpu": {"kept": 2**25, "recomputed": 2**24},
+    "cuda": {"kept": 2**32, "recomputed": 2**29},
+}
+"""Batches that need more bytes are cut: their pieces need less memory at once, and more cache. What
+is kept on a GPU gains nothing from pieces, which take a second each."""
 PIECES = 8
 """A batch is cut into at most so many, as long as memory is free."""
 SLOWER = 1.3
@@ -99,9 +101,8 @@ class Products:
         self.dtypes = [value.dtype for value in self.parameters.values()]
         self.device = next(iter(self.parameters.values())).device
         self.precision = max(torch.finfo(dtype).eps for dtype in self.dtypes)
-        self._piece = PIECE.get(self.device.type, PIECE["cuda"])
-        if self.device.type != "cpu" and strategy != "recompute":
-            self._piece = KEPT_PIECE
+        device = "cpu" if self.device.type == "cpu" else "cuda"
+        self._piece = PIECE[device]["recomputed" if strategy == "recompute" else "kept"]
         self.memory_budget, self.wanted, self.compiled = memory_budget, strategy, compile
         self.budget = 0
         self.anew = Anew(
@@ -380,7 +381,8 @@ class Products:
         pieces = max(min(size / self._piece, PIECES), 4 * size / max(free, 1))
         if not self.function.separable or pieces <= 1:
             return size
-        cut = min(rows, max(math.ceil(rows / pieces), FEWEST_ROWS))
+        # Of equal sizes: fewer shapes to record, and no piece larger than need be.
+        cut = min(rows, max(math.ceil(rows / math.ceil(pieces)), FEWEST_ROWS))
         self.function.rows = min(cut, self.function.rows or cut)
         return size * cut / rows
 
@@ -522,7 +524,7 @@ class _Bytes:
     def _note(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         self.storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an operation that holds its own result is never freed
 
     @property
     def total(self) -> int:
