@@ -1,5 +1,6 @@
 import math
 
+import mpmath
 import pytest
 import torch
 
@@ -83,6 +84,39 @@ def test_posterior_covariance_against_its_definition(digits):
     tau = torch.rand(40, dtype=torch.float64) + 0.1
     expected = torch.linalg.inv(torch.linalg.inv(kernel) + torch.diag(tau))
     torch.testing.assert_close(posterior_covariance(kernel, tau), expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("weakest", [-1, -4, -9])
+def test_posterior_covariance_with_weak_sites(digits, weakest):
+    n = 530  # three panels
+    kernel = flipped(fully_connected_kernel(digits[0][:n]), digits[1][:n])
+    kernel += torch.eye(n)
+    exponents = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tau = 10 ** (weakest + (3 - weakest) * exponents)
+    expected = torch.linalg.inv(torch.linalg.inv(kernel) + torch.diag(tau))
+    found = posterior_covariance(kernel, tau)
+    torch.testing.assert_close(found, found.T, rtol=0, atol=0)
+    units = expected.diagonal().rsqrt()
+    errors = (found - expected) * units * units[:, None]
+    assert float(errors.abs().max()) < 1e-11
+
+
+def test_posterior_covariance_where_a_site_is_strong(digits):
+    """Two nearly equal inputs with opposite labels, against arithmetic of 60 digits."""
+    x = digits[0][:12].clone()
+    x[1] = x[0] + 1e-4 * x[2]
+    labels = torch.tensor([0, 1] + 5 * [0, 1])
+    kernel = flipped(fully_connected_kernel(x), labels)
+    tau = expectation_propagation(kernel).tau
+    assert float(tau.max()) > 1e7
+    with mpmath.workdps(60):
+        exact = (mpmath.matrix(kernel.tolist()) ** -1 + mpmath.diag(tau.tolist())) ** -1
+    expected = torch.tensor(
+        [[float(exact[i, j]) for j in range(12)] for i in range(12)], dtype=torch.float64
+    )
+    units = expected.diagonal().rsqrt()
+    errors = (posterior_covariance(kernel, tau) - expected) * units * units[:, None]
+    assert float(errors.abs().max()) < 1e-8
 
 
 @pytest.mark.data

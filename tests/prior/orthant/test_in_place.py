@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from planimeter.prior.orthant.in_place import cholesky_, invert_lower_, panels
+from planimeter.prior.orthant.in_place import (
+    as_float32,
+    cholesky_,
+    gram_of_lower_,
+    invert_lower_,
+    panels,
+    rounded_,
+)
 
 
 def positive_definite(n, dtype=torch.float64):
@@ -20,6 +27,8 @@ def test_factor_and_inverse_against_lapack(n, panel):
     torch.testing.assert_close(matrix.tril(), factor)
     invert_lower_(matrix, panel)
     torch.testing.assert_close(matrix, torch.linalg.inv(factor))
+    gram_of_lower_(matrix, panel)
+    torch.testing.assert_close(matrix.tril(), torch.linalg.inv(positive_definite(n)).tril())
     assert matrix.data_ptr() == memory
 
 
@@ -30,6 +39,18 @@ def test_single_precision_keeps_its_digits():
     invert_lower_(matrix, 32)
     assert matrix.dtype == torch.float32
     assert float((matrix - exact).abs().max()) < 1e-5
+
+
+def test_single_precision_in_the_same_memory():
+    matrix = positive_definite(300)
+    exact = matrix.clone()
+    half = rounded_(matrix)
+    assert half.data_ptr() == matrix.data_ptr()
+    torch.testing.assert_close(half, exact.float(), rtol=0, atol=0)
+    half = as_float32(matrix)
+    half.copy_(exact)
+    cholesky_(half)
+    torch.testing.assert_close(half.tril(), torch.linalg.cholesky(exact).float())
 
 
 @pytest.mark.parametrize("bad", [0, 5, 39, 99])

@@ -32,6 +32,8 @@ def test_panels_are_rows_of_the_signed_correlation(noise):
     found = check_kernel(kernel, 9, noise).signed(signs)
     torch.testing.assert_close(dense(found), expected)
     torch.testing.assert_close(found.rows(2, 5, 7), expected[2:5, :7])
+    some = torch.tensor([0, 3, 8])
+    torch.testing.assert_close(found.rows_at(some), expected[some])
     torch.testing.assert_close(found.diagonal(), torch.ones(9, dtype=torch.float64))
     vector = torch.randn(9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(found.times(vector), expected @ vector)
@@ -50,6 +52,8 @@ def test_repeated_inputs_are_left_out_and_their_signs_compared():
     )
     vector = torch.arange(4, dtype=torch.float64)
     torch.testing.assert_close(checked.distinct.times(vector), dense(checked.distinct) @ vector)
+    some = torch.tensor([1, 3])
+    torch.testing.assert_close(checked.distinct.rows_at(some), dense(checked.distinct)[some])
 
 
 def test_the_leading_part_is_that_of_the_leading_kernel():

@@ -26,7 +26,7 @@ from planimeter.prior.orthant.expectation_propagation import (
     posterior_covariance,
     tempered,
 )
-from planimeter.prior.orthant.in_place import cholesky_
+from planimeter.prior.orthant.in_place import as_float32, cholesky_
 from planimeter.prior.orthant.log_probability import LogProbability
 from planimeter.prior.orthant.minimax_tilting import minimax_log_orthant
 from planimeter.prior.orthant.monte_carlo import SMCResult, orthant_smc, runs_together
@@ -106,7 +106,7 @@ def needed_memory(n: int, settings: Settings) -> int:
     """Bytes that log P of one labelling of n inputs takes beside the kernel."""
     together = min(settings.runs, runs_together(n, settings.particles))
     particles = 8 * n * settings.particles * together
-    return 8 * n * n + max(8 * n * n, particles) + 4 * 8 * 256 * n
+    return 8 * n * n + particles + 8 * 8 * 256 * n
 
 
 class Chain:
@@ -150,14 +150,14 @@ class Chain:
     def _guided(self, covariance: SignedKernel, signs: Float[Tensor, " n"]) -> LogProbability:
         """EP from the nearest earlier sites, and what follows."""
         settings = self.settings
-        work = _matrix(covariance, settings.precision)
+        work = _matrix(covariance)
         solution = expectation_propagation(
             covariance,
             tolerance=settings.tolerance,
             max_sweeps=settings.max_sweeps,
             precision=settings.precision,
             initial=self._nearest(signs),
-            workspace=work,
+            workspace=work if settings.precision == torch.float64 else as_float32(work),
             progress=lambda sweep, log_z: settings.progress("EP", sweep, settings.max_sweeps),
         )
         self._earlier.append((signs, solution.tau, solution.nu))
@@ -171,7 +171,6 @@ class Chain:
         guide = solution
         if settings.precision != torch.float64:
             # Monte Carlo is unbiased only if log Z of its guide is that of its very sites.
-            work = _matrix(covariance, torch.float64)
             guide = tempered(covariance, solution, 1.0, work)
         posterior = posterior_covariance(covariance, guide.tau, work)
         correction, ratio = cumulant_correction(solution, posterior)
@@ -284,8 +283,8 @@ class _EPPart:
     alarms: tuple[str, ...]
 
 
-def _matrix(kernel: SignedKernel, dtype: torch.dtype) -> Float[Tensor, "n n"]:
-    return torch.empty((kernel.size, kernel.size), dtype=dtype, device=kernel.device)
+def _matrix(kernel: SignedKernel) -> Float[Tensor, "n n"]:
+    return torch.empty((kernel.size, kernel.size), dtype=torch.float64, device=kernel.device)
 
 
 def _impossible(clash: tuple[int, int], noise: float) -> LogProbability:

@@ -34,7 +34,13 @@ from torch import Tensor
 
 from planimeter.errors import InputError
 from planimeter.prior.orthant import truncated
-from planimeter.prior.orthant.in_place import cholesky_, invert_lower_, panels
+from planimeter.prior.orthant.in_place import (
+    PANEL,
+    cholesky_,
+    gram_of_lower_,
+    invert_lower_,
+    panels,
+)
 from planimeter.prior.orthant.signed_kernel import SignedKernel, as_signed
 
 # Sites so weak that Sigma_ii = (1 - ...) / tau_i would cancel are kept at this precision (times
@@ -42,6 +48,8 @@ from planimeter.prior.orthant.signed_kernel import SignedKernel, as_signed
 _WEAKEST_SITE = {torch.float64: 1e-9, torch.float32: 1e-4}
 # Rounding of log Z in float32, in nats for each input: smaller moves mean nothing.
 _ROUNDING = {torch.float64: 0.0, torch.float32: 1e-6}
+# Sites weaker than this (times 1/R_ii) cost the posterior covariance three digits and more.
+_WEAK_SITE = 1e-3
 # The first updates from empty sites are far from linear: secants of them mislead.
 _FIRST_SECANT = 3
 # A secant step is taken back if the residual grows by more than this; some plain ones follow, and
@@ -222,7 +230,12 @@ def posterior_covariance(
     tau: Float[Tensor, " n"],
     whitener: Float[Tensor, "n n"] | None = None,
 ) -> Float[Tensor, "n n"]:
-    r""":math:`\Sigma = R - H^T H`, with :math:`H = L^{-1} T^{1/2} R`.
+    r""":math:`\Sigma = T^{-1/2} (I - B^{-1})\, T^{-1/2}`, in the memory of :math:`L^{-1}`.
+
+    That cancels where a site is weak. Rows of weak sites, and with them their columns, are
+
+    .. math:: \Sigma_{WS} = R_W T^{1/2} B^{-1} T_S^{-1/2}, \qquad
+              \Sigma_{WW} = R_{WW} - R_W T^{1/2} B^{-1} T^{1/2} R_W^T .
 
     Arguments:
         kernel: R.
@@ -232,26 +245,47 @@ def posterior_covariance(
     """
     kernel = as_signed(kernel)
     root = tau.sqrt()
-    if whitener is None:
-        whitener = _new_workspace(kernel, torch.float64)
-        _whiten(kernel, root, whitener)
-    half = torch.empty_like(whitener)
-    n = kernel.size
-    for start, stop in panels(n):
-        column = kernel.rows(start, stop) * root
-        for top, bottom in panels(n, max(256, -(-n // 8))):  # the zeros of L^{-1}, left out
-            torch.mm(
-                whitener[top:bottom, :bottom],
-                column[:, :bottom].T,
-                out=half[top:bottom, start:stop],
-            )
-    covariance = whitener
-    for start, stop in panels(n):
-        block = kernel.rows(start, stop, stop)
-        block.addmm_(half[:, start:stop].T, half[:, :stop], alpha=-1.0)
-        covariance[start:stop, :stop] = block
-        covariance[:start, start:stop] = block[:, :start].T
-    return covariance
+    work = whitener
+    if work is None:
+        work = _new_workspace(kernel, torch.float64)
+        _whiten(kernel, root, work)
+    # B^{-1} stays in the lower triangle while Sigma grows in the strict upper one.
+    gram_of_lower_(work)
+    diagonal = (1 - work.diagonal()) / tau
+    for start, stop in panels(kernel.size):
+        block = work[start:stop, :stop].T / (-root[:stop, None] * root[start:stop])
+        work[:start, start:stop] = block[:start]
+        own = work[start:stop, start:stop]
+        own.copy_(own.tril() + block[start:].triu(1))
+    weak = (tau * kernel.diagonal() < _WEAK_SITE).nonzero().reshape(-1)
+    order = torch.arange(kernel.size, device=kernel.device)
+    for some in weak.split(PANEL):
+        rows = kernel.rows_at(some)
+        pulled = _times_lower(rows * root, work)
+        sigma = pulled / root
+        pulled *= root
+        for others in weak.split(PANEL):
+            sigma[:, others] = rows[:, others] - pulled @ kernel.rows_at(others).T
+        diagonal[some] = sigma[range(len(some)), some]
+        right = order > some[:, None]
+        work[some] = torch.where(right, sigma, work[some])
+        work[:, some] = torch.where((order < some[:, None]).T, sigma.T, work[:, some])
+    for start, stop in panels(kernel.size):
+        work[start:stop, :start] = work[:start, start:stop].T
+        own = work[start:stop, start:stop].triu(1)
+        work[start:stop, start:stop] = own + own.T + diagonal[start:stop].diag()
+    return work
+
+
+def _times_lower(rows: Float[Tensor, "w n"], work: Float[Tensor, "n n"]) -> Float[Tensor, "w n"]:
+    """Rows times the symmetric matrix whose lower triangle is that of `work`."""
+    result = torch.zeros_like(rows)
+    for start, stop in panels(len(work)):
+        block = work[start:stop, :stop].tril(start)
+        result[:, :stop] += rows[:, start:stop] @ block
+        block[:, start:].fill_diagonal_(0.0)
+        result[:, start:stop] += rows[:, :stop] @ block.T
+    return result
 
 
 def _gamma(residual: Tensor, change: Tensor) -> float:

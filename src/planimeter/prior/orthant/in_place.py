@@ -1,4 +1,4 @@
-r"""Cholesky factor and its inverse in the memory of the matrix itself, by panels.
+r"""Cholesky factor, its inverse and that of the matrix in the memory of the matrix, by panels.
 
 With columns in panels :math:`J`, and everything left of the panel done (left-looking),
 
@@ -7,7 +7,11 @@ With columns in panels :math:`J`, and everything left of the panel done (left-lo
 
 with rows in panels :math:`I`, and everything above the panel done,
 
-.. math:: W_{II} = L_{II}^{-1}, \quad W_{I, <I} = -W_{II}\, L_{I, <I} W_{<I, <I}, \qquad W = L^{-1}.
+.. math:: W_{II} = L_{II}^{-1}, \quad W_{I, <I} = -W_{II}\, L_{I, <I} W_{<I, <I}, \qquad W = L^{-1};
+
+with everything above the panel done, what lies below it not yet touched,
+
+.. math:: M_{I, \le I} = W_{\ge I, I}^T W_{\ge I, \le I}, \qquad M = W^T W = A^{-1}.
 
 All work but that on the diagonal blocks is in matrix products, :math:`\tfrac13 n^3` operations each
 (the second a sixth more), and the memory beyond the matrix is a panel. LAPACK's routines are no
@@ -62,6 +66,29 @@ def invert_lower_(factor: Float[Tensor, "n n"], panel: int = PANEL) -> None:
             factor[start:stop, left:right] = row[:, left:] @ factor[left:start, left:right]
         factor[start:stop, start:stop] = inverse
         factor[start:stop, stop:] = 0.0
+
+
+def gram_of_lower_(lower: Float[Tensor, "n n"], panel: int = PANEL) -> None:
+    """Overwrite the lower triangle of a lower triangular W by that of its Gram matrix W^T W.
+
+    Arguments:
+        lower: its strict upper triangle is 0; afterwards it is only so outside the diagonal blocks.
+    """
+    for start, stop in panels(lower.shape[0], panel):
+        lower[start:stop, :stop] = lower[start:, start:stop].T @ lower[start:, :stop]
+
+
+def as_float32(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """A float32 matrix in the memory of a float64 one: in the first half of each of its rows."""
+    return matrix.view(torch.float32)[:, : matrix.shape[1]]
+
+
+def rounded_(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """A float64 matrix in float32, in the same memory."""
+    result = as_float32(matrix)
+    for start, stop in panels(len(matrix)):
+        result[start:stop] = matrix[start:stop].to(torch.float32)
+    return result
 
 
 def panels(n: int, width: int = PANEL) -> list[tuple[int, int]]:

@@ -6,8 +6,8 @@ with the noise variance :math:`\varsigma = 0` (Heaviside link: the network's own
 what zhang2021 defines), or :math:`\varsigma = 1`, which equals the probit link on K (what its
 authors computed). Natural logarithms throughout.
 
-Beside the kernel, two matrices of its size in float64 are all the memory that is used: the signed
-correlation is read from the kernel in panels, and everything else is done in place.
+Beside the kernel, one matrix of its size in float64 and the particles are all the memory that is
+used: the signed correlation is read from the kernel in panels, everything else is done in place.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from planimeter.prior.orthant.expectation_propagation import EPSolution, lost_digits
-from planimeter.prior.orthant.in_place import cholesky_, panels
+from planimeter.prior.orthant.in_place import cholesky_, panels, rounded_
 from planimeter.prior.orthant.truncated import draw
 
 # Coordinates within a sub-panel: products with so few rows are as cheap as the draws themselves.
@@ -99,7 +99,7 @@ def orthant_smc(
         progress: called with the number of coordinates done, of the runs that move together.
     """
     guide = _guide(solution, covariance, precision)
-    together = runs_together(len(covariance), particles)
+    together = min(runs, runs_together(len(covariance), particles))
     done: list[float] = []
     resamplings, wanted = 0, runs
     while len(done) < wanted:
@@ -165,7 +165,7 @@ def _guide(
         precision = torch.float32 if rounding < _ROUNDING else torch.float64
     offset = (s / b).log() - 0.5 * (b * nu).square() - solution.log_c
     return _Guide(
-        covariance.to(precision),
+        rounded_(covariance) if precision == torch.float32 else covariance,
         scale * solution.mean - s * nu,
         ((s.square() - b.square()) / (s * b)).tolist(),
         (s / b).tolist(),

@@ -7,7 +7,7 @@ With signs :math:`f_i = \pm 1`, noise variance :math:`\varsigma` and
           R = D\,(K + \varsigma I)\,D, \qquad R_{ii} = 1,
 
 because an orthant depends on correlations alone. R is never stored: panels of its rows are made
-from the kernel when they are needed, so that all of P(f) takes two matrices beside the kernel.
+from the kernel when they are needed, so that all of P(f) takes one matrix beside the kernel.
 """
 
 from __future__ import annotations
@@ -68,18 +68,29 @@ class SignedKernel:
 
     def rows(self, start: int, stop: int, columns: int | None = None) -> Float[Tensor, "p m"]:
         """Rows start..stop and the first `columns` of them, in float64, as a new tensor."""
-        which: slice | Tensor = slice(start, stop)
-        first: slice | Tensor = slice(0, columns)
-        if self.kept is not None:
-            which, first = self.kept[which], self.kept[first]
-        block = self.kernel[which][:, first].to(torch.float64)
-        if not self.symmetric:
-            block = (block + self.kernel[first][:, which].T) / 2
-        block = block * self.scale[:columns]
-        block *= self.scale[start:stop, None]
+        own = self._columns(slice(start, stop), columns)
         if self.noise:
-            own = block[:, start:stop].diagonal()
-            own += self.noise * self.scale[start:stop].square()
+            diagonal = own[:, start:stop].diagonal()
+            diagonal += self.noise * self.scale[start:stop].square()
+        return own
+
+    def rows_at(self, indices: Int[Tensor, " w"]) -> Float[Tensor, "w n"]:
+        """These rows, in float64, as a new tensor."""
+        own = self._columns(indices, None)
+        own[range(len(indices)), indices] += self.noise * self.scale[indices].square()
+        return own
+
+    def _columns(self, which: slice | Tensor, count: int | None) -> Float[Tensor, "p m"]:
+        """Some rows without the noise, and the first `count` columns of them."""
+        rows: slice | Tensor = which
+        columns: slice | Tensor = slice(0, count)
+        if self.kept is not None:
+            rows, columns = self.kept[rows], self.kept[columns]
+        block = self.kernel[rows][:, columns].to(torch.float64)
+        if not self.symmetric:
+            block = (block + self.kernel[columns][:, rows].T) / 2
+        block = block * self.scale[:count]
+        block *= self.scale[which, None]
         return block
 
     def times(self, vector: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
