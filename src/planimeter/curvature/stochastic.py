@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from planimeter.estimate import Estimate
@@ -31,7 +31,7 @@ def standard_error(samples: Float[Tensor, " s"]) -> float:
 
 def widening(count: int) -> float:
     """By how much Student's t for `count` samples is wider than the normal distribution."""
-    return float(student.ppf(0.975, count - 1)) / NORMAL
+    return float(stdtrit(count - 1, 0.975)) / NORMAL
 
 
 def mean_estimate(

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from planimeter.flatness import MEASURES
 from planimeter.symmetry.audit import CLAIMED, INVARIANT, UNCLEAR, Audit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FLOOR, _CEILING = 1e-6, 1e6
 
 
 def audit_figure(audit: Audit, title: str) -> Figure:
     """Measures by rescalings; the colour is the size of the relative change."""
+    from matplotlib.figure import Figure
+
     kinds, names = list(audit.changes), list(audit.values)
     sizes = np.full((len(names), len(kinds)), np.nan)
     for column, kind in enumerate(kinds):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 
 from planimeter.errors import InputError
 
@@ -83,7 +83,7 @@ def _fisher(name: str, value: float, n: int, confidence: float) -> tuple[float, 
         return np.nan, np.nan
     if n <= used:
         return -1.0, 1.0
-    half = stats.norm.ppf(0.5 + confidence / 2) * np.sqrt(factor / (n - used))
+    half = ndtri(0.5 + confidence / 2) * np.sqrt(factor / (n - used))
     centre = np.arctanh(np.clip(value, -1 + 1e-12, 1 - 1e-12))
     return float(np.tanh(centre - half)), float(np.tanh(centre + half))
 
@@ -93,7 +93,9 @@ def _pearson(x: Vector, y: Vector, rows: Vector) -> Vector:
 
 
 def _spearman(x: Vector, y: Vector, rows: Vector) -> Vector:
-    return _row_correlation(stats.rankdata(x[rows], axis=1), stats.rankdata(y[rows], axis=1))
+    from scipy.stats import rankdata  # takes as long to import as all of SciPy that is used
+
+    return _row_correlation(rankdata(x[rows], axis=1), rankdata(y[rows], axis=1))
 
 
 def _kendall(x: Vector, y: Vector, rows: Vector) -> Vector:
