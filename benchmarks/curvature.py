@@ -3,6 +3,7 @@
     python -m pip install --no-deps -r benchmarks/requirements.txt
     python benchmarks/curvature.py                      # about 20 minutes on 2 cores
     python benchmarks/curvature.py --only MLP --rounds 9
+    python benchmarks/curvature.py --section 1 2 --whole    # eigenvalues, summaries: every row
     python benchmarks/curvature.py --device cuda
 
 All sides run alternately in this process, the table shows medians of ratios, and peers that are
@@ -34,8 +35,8 @@ from planimeter.landscape import LossLandscape, evaluation_mode
 from planimeter.operators import products as products_module
 
 RESULTS = Path(__file__).parent / "results"
-# Whole computations run on fewer rows where one product takes seconds.
-FEWER = {"MLP": 500, "CNN": 64, "ResNet-20": 16, "transformer": 8}
+# Whole computations run on fewer rows where one product takes seconds; without --whole.
+FEWER: dict[str, int | None] = {"MLP": 500, "CNN": 64, "ResNet-20": 16, "transformer": 8}
 # Memory is measured where the gradient needs enough of it to be told from everything else.
 HEAVY = {"MLP": (50_000,), "CNN": (2000,), "ResNet-20": (256,), "transformer": (32, 256)}
 MODES = ("gradient", "kept", "recomputed")
@@ -338,6 +339,7 @@ def main() -> None:
     parser.add_argument("--only", choices=NAMES, nargs="*", default=list(NAMES))
     parser.add_argument("--section", type=int, nargs="*", default=[*range(len(SECTIONS) + 1)])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--whole", action="store_true", help="sections 1, 2: all rows")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--peak", nargs=2, metavar=("MODE", "ROWS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -347,6 +349,8 @@ def main() -> None:
         mode, rows = options.peak
         print(json.dumps(peak(mode, options.only[0], int(rows))))
         return
+    if options.whole:
+        FEWER.update(dict.fromkeys(NAMES))
     where = torch.cuda.get_device_name() if device.type == "cuda" else (
         f"{torch.get_num_threads()} threads"
     )  # fmt: skip
@@ -367,7 +371,7 @@ def main() -> None:
             for line in section(name, options.rounds):
                 print(line, flush=True)
                 lines.append(line)
-        if sorted(options.only) == sorted(NAMES):
+        if sorted(options.only) == sorted(NAMES) and not options.whole:
             write(folder / FILES[number], title, head, lines)
     if device.type == "cuda" and len(SECTIONS) in options.section:
         columns = (
