@@ -114,6 +114,8 @@ def format_with_error(value: float, stderr: float) -> str:
     if -3 <= place <= 6 and abs(value) < 1e7:
         decimals = max(place, 0)
         return f"{round(value, place):.{decimals}f} ± {round(stderr, place):.{decimals}f}"
+    if place > 6 and 1e-3 <= abs(value) < 1e7:
+        return f"{value:.{min(place, 12)}f} ± {stderr:.1e}"
     exponent = math.floor(math.log10(max(abs(value), stderr)))
     scale, decimals = 10.0**exponent, max(place + exponent, 0)
     return f"({value / scale:.{decimals}f} ± {stderr / scale:.{decimals}f})e{exponent:+03d}"

@@ -1,8 +1,15 @@
 import pytest
 import torch
 
+from planimeter.curvature import (
+    diagonal,
+    log_product,
+    spectral_density,
+    spectral_summary,
+    top_eigenvalues,
+    trace,
+)
 from planimeter.curvature import frobenius_norm as norm
-from planimeter.curvature import log_product, spectral_summary, top_eigenvalues, trace
 from planimeter.errors import InputError
 from planimeter.operators import CurvatureOperator
 
@@ -19,6 +26,21 @@ def test_a_summary_agrees_with_the_dense_matrix(small_landscape):
         assert abs(estimate.value - value) <= 4 * estimate.stderr
     assert summary.products == summary.trace.products
     assert "trace" in str(summary)
+
+
+def test_every_result_says_how_it_was_computed(small_landscape):
+    hessian = small_landscape.hessian()
+    for result in (
+        top_eigenvalues(hessian, 2, seed=3),
+        trace(hessian, probes=12, seed=3),
+        norm(hessian, probes=12, seed=3),
+        diagonal(hessian, probes=10, seed=3),
+        spectral_density(hessian, seed=3),
+        spectral_summary(hessian, k=2, seed=3),
+    ):
+        assert (result.seed, result.dtype, result.device) == (3, "float64", "cpu")
+        assert result.products > 0
+        assert result.seconds > 0
 
 
 def test_the_smallest_eigenvalue_is_known_or_said_not_to_be(operator_with):

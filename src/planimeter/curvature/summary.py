@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -25,6 +25,7 @@ class SpectralSummary:
         largest, smallest: the extreme eigenvalues (algebraically).
         trace, frobenius_norm: with their standard errors.
         products, seconds: spent in all.
+        seed, dtype, device: of the computation.
     """
 
     eigenpairs: Eigenpairs
@@ -34,7 +35,10 @@ class SpectralSummary:
     trace: Estimate
     frobenius_norm: Estimate
     products: int
-    seconds: float
+    seconds: float = field(compare=False)
+    seed: int = 0
+    dtype: str = ""
+    device: str = ""
 
     def __str__(self) -> str:
         return "\n".join(
@@ -109,6 +113,9 @@ def spectral_summary(
         density.frobenius_norm(),
         density.products,
         time.perf_counter() - started,
+        seed,
+        density.dtype,
+        density.device,
     )
 
 

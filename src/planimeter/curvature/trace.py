@@ -136,8 +136,8 @@ class DiagonalEstimate:
     Arguments:
         values: (P,).
         stderr: (P,) standard errors, 0 where exact.
-        method, products, seed: how they were obtained.
-        seconds: wall time spent.
+        method, products: how they were obtained.
+        seed, dtype, device, seconds: of the computation.
     """
 
     values: Float[Tensor, " P"]
@@ -145,6 +145,8 @@ class DiagonalEstimate:
     method: str
     products: int
     seed: int | None = None
+    dtype: str = ""
+    device: str = ""
     seconds: float = field(default=0.0, compare=False)
 
 
@@ -168,9 +170,15 @@ def diagonal(
     if probes >= size:
         parts = [(c * (operator @ c)).sum(1) for c in identity_columns(operator, WIDTH)]
         exact = torch.stack(parts).sum(0)
-        spent = time.perf_counter() - started
         return DiagonalEstimate(
-            exact, torch.zeros_like(exact), "exact diagonal, coordinate vectors", size, None, spent
+            exact,
+            torch.zeros_like(exact),
+            "exact diagonal, coordinate vectors",
+            size,
+            None,
+            str(operator.dtype).removeprefix("torch."),
+            str(operator.device),
+            time.perf_counter() - started,
         )
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(size, dtype=torch.float64, device=operator.device)
@@ -190,6 +198,8 @@ def diagonal(
         f"Hutchinson diagonal, {probes} probes",
         probes,
         seed,
+        str(operator.dtype).removeprefix("torch."),
+        str(operator.device),
         time.perf_counter() - started,
     )
 

@@ -56,16 +56,16 @@ class LogProbability:
         if self.impossible is not None:
             i, j = self.impossible
             return f"-inf (inputs {i} and {j} are the same but labelled differently)"
-        text = format_with_error(self.value, self.stderr)
-        notes = [] if self.method == "smc" else [self.method]
-        if self.method == "ep":
-            text, notes = f"{self.value:.3f}", ["EP with cumulant correction: no error is known"]
+        text, method = format_with_error(self.value, self.stderr), self.method
+        if method == "ep":
+            text, method = f"{self.value:.3f}", "ep with cumulant correction: no error is known"
+        notes = [method]
         if math.isfinite(self.ep):
-            notes.append(f"EP {self.ep:.3f}")
-        stopped = f", EP NOT CONVERGED in {self.sweeps} sweeps, residual {self.residual:.1e}"
-        state = "" if self.converged else stopped
-        notes.append(f"noise {self.noise:g}{state}" + "".join(f"; {a}" for a in self.alarms))
-        return f"{text} ({', '.join(notes)})"
+            state = f"converged in {self.sweeps} sweeps"
+            if not self.converged:
+                state = f"NOT CONVERGED in {self.sweeps} sweeps, residual {self.residual:.1e}"
+            notes.append(f"EP {self.ep:.3f} {state}")
+        return f"{text} ({'; '.join([*notes, f'noise {self.noise:g}', *self.alarms])})"
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values; -inf becomes the string "-inf", NaN becomes None."""
