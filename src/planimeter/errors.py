@@ -1,9 +1,10 @@
-"""The one exception for input that a user can mend."""
+"""The one exception for input that a user can mend, and what several floors refuse by it."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -25,3 +26,20 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """The end of a message on an unknown word: `; did you mean 'digits'?`, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before anything is computed, a file that could not be written; makes its folder.
+
+    Raises:
+        InputError: the system does not let it be written; says why.
+    """
+    there = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror}") from error

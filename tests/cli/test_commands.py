@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from planimeter.cli import app, main
+from planimeter.data import binary, load
 from planimeter.flatness import MEASURES
 from planimeter.models.fully_connected import fully_connected
 
@@ -177,6 +178,23 @@ def test_prior_of_a_network_that_fits_has_bounds(user, planimeter):
     assert set(content["bounds"]) == {"bound for f", "bound for P(f|S)"}
 
 
+def test_prior_takes_the_rows_that_a_network_was_trained_on(user, planimeter):
+    def error_on_s(*arguments):
+        code, text, _ = planimeter(
+            "prior", "mynets:fcn", "--train", "9", "--test", "9", *arguments, "--json", cwd=user
+        )
+        assert code == 0
+        return json.loads(text)["train_error"]
+
+    net, digits = fully_connected(64, [10], seed=3), binary(load("digits"))
+    wrong = (net(digits.inputs[:9]).reshape(-1) > 0) != digits.labels[:9].bool()
+    assert error_on_s("--in-order") == pytest.approx(float(wrong.double().mean()))
+    assert error_on_s("--in-order", "--seed", "5") == error_on_s("--in-order")
+    _, _, told = planimeter("prior", "mynets:fcn", "--train", "9", "--test", "9", cwd=user)
+    text = planimeter("prior", "mynets:fcn", "--train", "9", "--test", "9", cwd=user)[1]
+    assert "S was drawn by --seed 0" in " ".join((text + told).split())
+
+
 def test_prior_on_a_measured_kernel(user, planimeter):
     arguments = ["prior", "mynets:normed", "--kernel", "empirical", "--networks", "20"]
     code, text, _ = planimeter(*arguments, "--train", "30", "--test", "10", "--json", cwd=user)
@@ -202,6 +220,10 @@ def test_an_interrupted_measurement_shows_what_was_finished(user, planimeter, mo
     assert content["interrupted"]
     assert list(content["measures"]) == ["l2_norm"]
     assert "interrupted: these are the measures that were finished" in errors
+    arguments = ["measure", "mynets:fcn", "--measures", "keskar_sharpness", "--rows", "20"]
+    code, text, errors = planimeter(*arguments, cwd=user)
+    assert (code, text) == (130, "")
+    assert "interrupted: no measure was finished" in errors
 
 
 @pytest.mark.parametrize("command", ["measure", "audit", "prior"])
@@ -267,6 +289,9 @@ def test_a_study_from_start_to_report(small_study_file, planimeter):
         (["prior", "mynets:fcn", "--data", "mnits"], "no data set 'mnits'"),
         (["study", "run", "demo", "--out", "/proc/x"], "cannot write to /proc/x"),
         (["measure", "mynets:fcn", "--plot", "a.png"], "--plot draws what --spectrum computes"),
+        (["measure", "mynets:fcn", "--spectrum", "--plot", "a.jpgg"],
+         "figures are written as .png, .pdf or .svg, got a.jpgg"),
+        (["audit", "mynets:fcn", "--plot", "/proc/a.png"], "cannot write to /proc/a.png"),
         (["measure", "mynets:fcn", "--batch-norm", "live"], "no BatchNorm policy 'live'"),
         (["measure", "mynets"], "not of the form module:callable"),
         (["measure", "mynets:fcn", "--loss", "hinge"], "no loss 'hinge'"),

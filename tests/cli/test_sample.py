@@ -5,6 +5,7 @@ import re
 import sys
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from planimeter.cli import app, main
@@ -57,6 +58,26 @@ def test_json_and_going_on_from_a_file(planimeter, tmp_path):
     assert "sigma_b is 0.1 there and 0.2 here" in told
 
 
+@pytest.mark.parametrize("width", [60, 200])
+def test_cells_stay_whole_in_any_terminal(planimeter, monkeypatch, width):
+    arguments = ("7-9-1", "--samples", "2e4", "--top", "5")
+    counts = [str(f["count"]) for f in json.loads(planimeter(*arguments, "--json")[1])["functions"]]
+    monkeypatch.setattr("planimeter.cli.output.output", Console(width=width))
+    text = planimeter(*arguments)[1]
+    shown = [line.split()[1] for line in text.splitlines() if re.match(r" [0-9a-f]{32} ", line)]
+    assert shown[:5] == counts
+
+
+def test_a_file_holds_whole_batches_and_says_so(planimeter, tmp_path):
+    code, _, told = planimeter("3-10-1", "--samples", "1000", "--out", "few.npz")
+    assert code == 0
+    assert "few.npz is not written: it holds whole batches, of 4096 samples" in told
+    assert not (tmp_path / "few.npz").exists()
+    code, _, told = planimeter("3-10-1", "--samples", "5000", "--out", "more.npz")
+    assert "more.npz holds 4096 of the 5000 samples" in told
+    assert (tmp_path / "more.npz").exists()
+
+
 def test_ctrl_c_shows_what_was_counted(planimeter, monkeypatch):
     from planimeter.cli import sample as command
 
@@ -84,6 +105,7 @@ def test_ctrl_c_shows_what_was_counted(planimeter, monkeypatch):
         (("--samples", "1.5"), "whole number"),
         (("--samples", "many"), "whole number"),
         (("--out", "counts.txt"), ".npz"),
+        (("--out", "/proc/counts.npz"), "cannot write to /proc/counts.npz"),
     ],
 )
 def test_wrong_input_is_one_sentence(planimeter, arguments, message):

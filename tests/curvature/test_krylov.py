@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planimeter.curvature import top_eigenvalues
+from planimeter.curvature import spectral_density, top_eigenvalues, trace
 from planimeter.errors import InputError
 from planimeter.landscape import LossLandscape
 from planimeter.operators import CurvatureOperator
@@ -85,10 +85,28 @@ def test_the_same_seed_gives_the_same_bits(small_landscape):
     assert torch.equal(one.vectors, other.vectors)
 
 
-@pytest.mark.parametrize("k", [0, 7])
+@pytest.mark.parametrize("k", [0, 7, 1.5])
 def test_k_out_of_range_is_refused(k):
-    with pytest.raises(InputError, match=f"k = {k}"):
+    with pytest.raises(InputError, match=f"k = {k} .*: 1 to 6"):
         top_eigenvalues(CurvatureOperator.from_dense(torch.eye(6)), k)
+
+
+def test_what_is_no_operator_is_refused_with_the_way_out(small_landscape):
+    for compute in (top_eigenvalues, trace, spectral_density):
+        with pytest.raises(InputError, match=r"its \.hessian\(\) .*, got a LossLandscape"):
+            compute(small_landscape)
+        with pytest.raises(InputError, match=r"from_dense\(matrix\), got a Tensor"):
+            compute(torch.eye(4))
+
+
+def test_pairs_are_a_sequence(small_landscape):
+    pairs = top_eigenvalues(small_landscape.hessian(), 3)
+    assert len(pairs) == 3
+    assert [float(pair.values[0]) for pair in pairs] == pairs.values.tolist()
+    assert str(pairs[-1]).splitlines()[0] == str(pairs).splitlines()[2]
+    assert pairs[-1].vectors.shape == (small_landscape.num_parameters, 1)
+    with pytest.raises(IndexError):
+        pairs[3]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,10 @@ def test_settings_reach_the_measure(small_landscape):
     assert results["trace"].products == 3
 
 
+def test_one_name_may_be_a_string(small_landscape):
+    assert measure(small_landscape, "l2_norm") == measure(small_landscape, ["l2_norm"])
+
+
 def test_an_unknown_name_is_refused(small_landscape):
     with pytest.raises(InputError, match="no measure 'tracee'; did you mean trace"):
         measure(small_landscape, ["tracee"])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from planimeter.errors import InputError
+from planimeter.errors import InputError, MeasurementWarning
 from planimeter.landscape import LossLandscape, evaluation_mode
 from planimeter.losses import binary_cross_entropy
 
@@ -216,6 +216,34 @@ def test_a_loss_that_is_no_mean_over_rows_is_refused(small_net, small_data):
     total = nn.CrossEntropyLoss(reduction="sum")
     with pytest.raises(InputError, match="not a mean over rows"):
         LossLandscape(small_net, total, small_data, batch_size=10)
+
+
+def test_a_sum_over_the_rows_of_one_batch_is_said_to_be_one(small_net, small_data):
+    total = nn.CrossEntropyLoss(reduction="sum")
+    with pytest.warns(
+        MeasurementWarning, match="the loss is a sum over rows: everything is 41 times"
+    ):
+        landscape = LossLandscape(small_net, total, small_data)
+    mean = LossLandscape(small_net, cross_entropy, small_data)
+    assert landscape.loss() == pytest.approx(41 * mean.loss())
+
+
+def test_targets_that_do_not_fit_the_loss_are_explained(small_net, small_data):
+    x, y = small_data
+    for targets, message in (
+        (torch.full_like(y, 3), r"int64 targets of shape \(41,\), which are 3 to 3: Target 3 is"),
+        (y.double(), r"the loss does not take .* with float64 targets"),
+    ):
+        with pytest.raises(InputError, match=message):
+            LossLandscape(small_net, cross_entropy, (x, targets))
+    late = torch.cat([y, y.new_tensor([-1])])
+    landscape = LossLandscape(
+        small_net, cross_entropy, (torch.cat([x, x[:1]]), late), batch_size=41
+    )
+    with pytest.raises(InputError, match="batch 1 does not fit the loss: Target -1"):
+        landscape.loss()
+    with pytest.raises(InputError, match=r"use torch\.from_numpy"):
+        LossLandscape(small_net, cross_entropy, (x.numpy(), y.numpy()))
 
 
 def test_empty_and_misshapen_loaders_are_refused(small_net):

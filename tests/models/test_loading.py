@@ -83,6 +83,10 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
 def test_missing_and_broken_files_are_explained(tmp_path):
     with pytest.raises(InputError, match="no checkpoint at"):
         load_checkpoint(torch.nn.Linear(1, 1), tmp_path / "nothing.pt")
+    torch.save({"weight": torch.ones(1, 1)}, tmp_path / "cut.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:500])
+    with pytest.raises(InputError, match="or damaged"):
+        load_checkpoint(torch.nn.Linear(1, 1), tmp_path / "cut.pt")
     (tmp_path / "x.safetensors").write_bytes(b"garbage")
     with pytest.raises(InputError, match="not a readable safetensors"):
         load_checkpoint(torch.nn.Linear(1, 1), tmp_path / "x.safetensors")
@@ -99,5 +103,6 @@ def test_the_counter_that_old_pytorch_did_not_save_may_be_missing(tmp_path):
     assert torch.equal(target.running_mean, source.running_mean)
     del state["running_mean"]
     torch.save(state, path)
-    with pytest.raises(InputError, match="no tensor 'running_mean'"):
+    message = "no tensor 'running_mean', which the model needs; it has 'weight', 'bias'"
+    with pytest.raises(InputError, match=message):
         load_checkpoint(target, path)

@@ -34,6 +34,7 @@ from planimeter.cli.output import (
 )
 from planimeter.flatness import MEASURES
 from planimeter.report.audit import percent, save_audit_figure
+from planimeter.report.files import check_figure_path
 from planimeter.symmetry import Audit
 from planimeter.symmetry import audit as run_audit
 from planimeter.symmetry.audit import INVARIANT
@@ -77,6 +78,8 @@ def audit(
 
     Example: planimeter audit mymodels:lenet --checkpoint lenet.pth --data mnist --rows 2000
     """
+    if plot is not None:
+        check_figure_path(plot)
     network = subject(
         model, checkpoint, data, rows=rows, mean=mean, std=std, positive=positive, loss=loss,
         batch_size=batch_size, batch_norm=batch_norm, float64=float64,

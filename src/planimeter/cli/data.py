@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import TaskID
 
-from planimeter.cli.output import AsJson, output, print_json, print_table, progress_bar
+from planimeter.cli.output import AsJson, output, print_json, print_wide_table, progress_bar
 from planimeter.data.datasets import DATASETS, DatasetInfo, known
 from planimeter.data.fetching import fetch
 from planimeter.data.files import FileSet, data_folder, found_files
@@ -33,7 +33,7 @@ def list_data(as_json: AsJson = False) -> None:
         for entry in content
     ]
     columns = ("name", "rows", "classes", "what", "where")
-    print_table(f"Data sets (files in {data_folder()})", columns, rows, whole=3)
+    print_wide_table(f"Data sets (files in {data_folder()})", columns, rows, fold=30)
 
 
 @app.command("fetch", epilog="Example: planimeter data fetch mnist")

@@ -30,7 +30,6 @@ from planimeter.cli.output import (
     errors,
     output,
     print_json,
-    print_table,
     print_wide_table,
     progress_bar,
 )
@@ -40,8 +39,11 @@ from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.flatness.by_layer import DEFAULT as LAYER_MEASURES
 from planimeter.models.loading import load_model
+from planimeter.report.files import check_figure_path
 from planimeter.report.spectra import save_density_figure
 
+HOW = 44
+"""Characters to which the last column may be folded."""
 _LARGER = {"sharpness": "sharper", "flatness": "flatter", "none": ""}
 
 
@@ -107,6 +109,8 @@ def measure(
         raise InputError("--spectrum is that of the whole network: leave out --by-layer")
     if initial is not None and by_layer:
         raise InputError("--initial is of the whole network: leave out --by-layer")
+    if plot is not None:
+        check_figure_path(plot)
     network = subject(
         model, checkpoint, data, rows=rows, mean=mean, std=std, positive=positive, loss=loss,
         batch_size=batch_size, batch_norm=batch_norm, float64=float64,
@@ -166,7 +170,7 @@ def measure(
         except KeyboardInterrupt:
             interrupted = True
     seconds = time.monotonic() - started
-    if plot is not None:
+    if plot is not None and summaries:
         densities = {name: summary.density for name, summary in summaries.items()}
         save_density_figure(densities, plot, network.title())
         errors.print(f"wrote {plot}")
@@ -190,7 +194,7 @@ def measure(
                 "spectra": {name: spectrum_record(s) for name, s in summaries.items()},
             }
         )
-        _end(interrupted)
+        _end(interrupted, bool(results or parts or summaries))
         return
     title = (
         f"{network.title()}: {network.loss_function} {value:.4g}, accuracy "
@@ -207,7 +211,7 @@ def measure(
                 for layer, found in parts.items()
             ],
         )
-    elif results or not summaries:
+    elif results or not (summaries or interrupted):
         rows_of_table = [
             (
                 name,
@@ -219,7 +223,7 @@ def measure(
             for name, e in results.items()
         ]
         columns = ("measure", "value", "larger is", "how [source]")
-        print_table(title, columns, rows_of_table, whole=2)
+        print_wide_table(title, columns, rows_of_table, fold=HOW)
     for name, why in refused.items():
         output.print(f"{name} does not apply: {why}", highlight=False, markup=False)
     if summaries:
@@ -230,13 +234,14 @@ def measure(
             style="yellow",
         )
 
-    _end(interrupted)
+    _end(interrupted, bool(results or parts or summaries))
 
 
-def _end(interrupted: bool) -> None:
+def _end(interrupted: bool, some: bool) -> None:
     """After Ctrl-C what was finished has been printed; say that it is not all."""
     if interrupted:
-        errors.print("interrupted: these are the measures that were finished")
+        finished = "these are the measures that were" if some else "no measure was"
+        errors.print(f"interrupted: {finished} finished")
         raise typer.Exit(130)
 
 

@@ -104,7 +104,9 @@ def subject(
     network = load_model(model, checkpoint, seed=seed)
     say_untrained(model, checkpoint, seed)
     dataset = load(data)
-    count = rows or len(dataset.labels)
+    count = min(rows or len(dataset.labels), len(dataset.labels))
+    if count < rows:
+        errors.print(f"note: {data} has {count} rows, not {rows}", style="yellow", highlight=False)
     inputs, labels = dataset.inputs[:count], dataset.labels[:count]
     if float64:
         network, inputs = network.double(), inputs.double()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
@@ -17,17 +20,25 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
 
-output = Console()
-errors = Console(stderr=True)
 SILENCE = 10.0
 """Seconds between two lines of progress where no bar can be drawn."""
+PIPED = 160
+"""Characters in a line of a file or pipe, unless COLUMNS says otherwise."""
+
+
+def _console(*, stderr: bool = False) -> Console:
+    terminal = (sys.stderr if stderr else sys.stdout).isatty() or "COLUMNS" in os.environ
+    return Console(stderr=stderr, width=None if terminal else PIPED)
+
+
+output = _console()
+errors = _console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Mean = Annotated[
@@ -43,22 +54,30 @@ def print_json(content: Any) -> None:
 
 
 def print_table(
-    title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, whole: int = 0
+    title: str, columns: Sequence[str], rows: Iterable[Iterable[str]], *, whole: Sequence[bool] = ()
 ) -> None:
-    """A table; long cells are folded, but not those of the first `whole` columns."""
+    """A table; long cells are folded, but for the columns that are to stay `whole`."""
     table = Table(
         title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False
     )
-    for place, column in enumerate(columns):
-        table.add_column(escape(column), overflow="fold", no_wrap=place < whole)
+    for column, keep in zip(columns, whole or [False] * len(columns), strict=True):
+        table.add_column(escape(column), overflow="fold", no_wrap=keep)
     for row in rows:
         table.add_row(*map(escape, row))
     output.print(table)
 
 
-def print_wide_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table whose cells stay whole: columns that do not fit follow below, the first one again."""
-    widths = [max(map(len, column)) + 3 for column in zip(columns, *rows, strict=True)]
+def print_wide_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, fold: int | None = None
+) -> None:
+    """A table whose cells stay whole: columns that do not fit follow below, the first one again.
+
+    Arguments:
+        fold: cells of other columns than the first may be folded to this many characters.
+    """
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    whole = [place == 0 or fold is None or width <= fold for place, width in enumerate(widths)]
+    widths = [w + 3 if keep else (fold or 0) + 3 for w, keep in zip(widths, whole, strict=True)]
     groups: list[list[int]] = [[0]]
     for place in range(1, len(columns)):
         taken = sum(widths[p] for p in groups[-1])
@@ -66,11 +85,12 @@ def print_wide_table(title: str, columns: Sequence[str], rows: Sequence[Sequence
             groups.append([0])
         groups[-1].append(place)
     for number, group in enumerate(groups):
+        fits = sum(widths[place] for place in group) <= output.width
         print_table(
             "" if number else title,
             [columns[place] for place in group],
             [[row[place] for place in group] for row in rows],
-            whole=len(group),
+            whole=[whole[place] and fits for place in group],
         )
 
 
@@ -92,26 +112,35 @@ def progress_bar() -> Progress:
 
 
 class _Progress(Progress):
-    """A bar, or lines for a log."""
+    """A bar; or lines for a log, also while nothing is heard of what runs."""
 
     def __init__(self, *columns: ProgressColumn, **options: Any) -> None:
         super().__init__(*columns, **options)
-        self._began = self._spoke = time.monotonic()
+        self._began = time.monotonic()
+        self._over = threading.Event()
 
-    def update(self, task_id: TaskID, *arguments: Any, **settings: Any) -> None:
-        super().update(task_id, *arguments, **settings)
-        now = time.monotonic()
-        if self.disable and now - self._spoke >= SILENCE:
-            self._spoke = now
-            task = self.tasks[self.task_ids.index(task_id)]
-            of = "" if task.total is None else f", {task.completed:g} of {task.total:g}"
-            left = task.time_remaining
-            more = "" if left is None else f", about {left:.0f} s left"
-            errors.print(
-                f"{now - self._began:.0f} s: {escape(task.description)}{of}{more}",
-                highlight=False,
-                soft_wrap=True,
-            )
+    def start(self) -> None:
+        super().start()
+        if self.disable:
+            threading.Thread(target=self._speak, daemon=True).start()
+
+    def stop(self) -> None:
+        self._over.set()
+        super().stop()
+
+    def _speak(self) -> None:
+        while not self._over.wait(SILENCE):
+            for task in self.tasks:
+                if task.finished:
+                    continue
+                of = "" if task.total is None else f", {task.completed:g} of {task.total:g}"
+                left = task.time_remaining
+                more = "" if left is None else f", about {left:.0f} s left"
+                errors.print(
+                    f"{time.monotonic() - self._began:.0f} s: {escape(task.description)}{of}{more}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
 
 
 def _strict(content: Any) -> Any:

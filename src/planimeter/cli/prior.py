@@ -56,6 +56,14 @@ def prior(
     positive: Annotated[
         str | None, typer.Option(help="Classes that count as 1; default 5 to 9 of ten, 1 of two.")
     ] = None,
+    in_order: Annotated[
+        bool,
+        typer.Option(
+            "--in-order",
+            help="S is the first --train rows of the data, not drawn by --seed; E the first of its "
+            "test part, or the rows that follow S where it has none.",
+        ),
+    ] = False,
     kernel: Annotated[
         str,
         typer.Option(
@@ -85,7 +93,8 @@ def prior(
 ) -> None:
     """The prior probability of the function that a network computes on S and E.
 
-    The network needs one output. S and E are chosen by the seed. Where the network is right on all
+    The network needs one output. S and E are drawn by the seed: for a network that you trained on
+    the first rows, say --in-order. Where the network is right on all
     of S, the bounds on its error are printed beside its error on E.
 
     Example: planimeter prior mymodels:fcn --checkpoint fcn.pt --data mnist --train 500 --test 100
@@ -98,7 +107,13 @@ def prior(
     network = load_model(model, checkpoint, seed=seed).eval()
     refuse_non_finite(dict(network.named_parameters()))
     say_untrained(model, checkpoint, seed)
-    split = binary_split(load(data), train=train, test=test, positive=classes(positive), seed=seed)
+    split = binary_split(
+        load(data),
+        train=train,
+        test=test,
+        positive=classes(positive),
+        seed=None if in_order else seed,
+    )
     inputs = normalise(torch.cat([split.train_inputs, split.test_inputs]), means, stds)
     labels = torch.cat([split.train_labels, split.test_labels])
     if (outputs := count_outputs(network, inputs, model, data)) != 1:
@@ -151,6 +166,7 @@ def prior(
         "data": data,
         "train": train,
         "test": test,
+        "in_order": in_order,
         "mean": means,
         "std": stds,
         "train_error": float(wrong[:train].double().mean()),
@@ -189,7 +205,10 @@ def prior(
     if not fits:
         output.print(
             "note: the network does not fit S: f is its labelling all the same, but the bounds "
-            "are for functions without errors on S"
+            "are for functions without errors on S. "
+            + ("S is the first rows" if in_order else f"S was drawn by --seed {seed}")
+            + " of the data"
+            + ("" if in_order else "; --in-order takes the first rows")
         )
 
 

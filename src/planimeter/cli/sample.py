@@ -15,11 +15,12 @@ from planimeter.cli.output import (
     errors,
     output,
     print_json,
-    print_table,
+    print_wide_table,
     progress_bar,
 )
 from planimeter.errors import InputError
 from planimeter.prior import FunctionCounts, boolean_inputs, sample_functions
+from planimeter.prior.sampling.random_functions import batch_size
 from planimeter.prior.sampling.sampling_file import check_sampling_path
 
 
@@ -77,6 +78,17 @@ def sample(
         print_json(result.as_dict(top))
     else:
         _print(network, result, top)
+    batch = batch_size("cpu")
+    held = result.samples // batch * batch
+    if out is not None and result.complete and held < result.samples:
+        errors.print(
+            f"{out} holds {held} of the {result.samples} samples, whole batches of {batch}; the "
+            f"others are drawn again when the counts go on"
+            if held
+            else f"{out} is not written: it holds whole batches, of {batch} samples",
+            highlight=False,
+            soft_wrap=True,
+        )
     if not result.complete:
         kept = f"; they are in {out}, and the same command does the rest" if out else ""
         errors.print(
@@ -110,12 +122,11 @@ def _print(network: str, result: FunctionCounts, top: int) -> None:
     if result.threshold:
         listed += f", and all others at most {result.threshold} times"
     s = result.settings
-    print_table(
+    print_wide_table(
         f"{network}, sigma_w {s['sigma_w']:g}, sigma_b {s['sigma_b']:g}: {result.samples} samples, "
         f"{listed}; counts of the first {result.exact_top} are exact",
         ("function", "count", "P(f)", "95 %", "C (bits)"),
         lines,
-        whole=5,
     )
     many = result.exact_top
     if len(set(result.counts[:many].tolist())) > 2:

@@ -34,7 +34,8 @@ from planimeter.cli.output import (
 )
 from planimeter.errors import InputError
 from planimeter.landscape import LossLandscape
-from planimeter.report.slices import check_figure_path, save_slice_figure
+from planimeter.report.files import check_figure_path
+from planimeter.report.slices import save_slice_figure
 from planimeter.slices import (
     Direction,
     Slice,
@@ -106,7 +107,7 @@ def slice_(
     if not 0 < radius < float("inf"):
         raise InputError(f"radius must be positive and finite, got {radius:g}")
     if plot is not None:
-        check_figure_path(plot)
+        check_figure_path(plot, interactive=True)
     if out is not None:
         check_slice_path(out)
     network = subject(

@@ -39,8 +39,11 @@ def list_studies(as_json: AsJson = False) -> None:
         keys = ("id", "title", "source", "trials")
         print_json([dict(zip(keys, row, strict=True)) for row in rows])
     else:
-        print_table(
-            "Studies", ("id", "title", "after", "trials"), [[str(c) for c in r] for r in rows]
+        print_wide_table(
+            "Studies",
+            ("id", "title", "after", "trials"),
+            [[str(c) for c in r] for r in rows],
+            fold=24,
         )
 
 

@@ -28,7 +28,7 @@ from planimeter.curvature.krylov import Eigenpairs, basis_dtype
 from planimeter.curvature.stochastic import gaussian, standard_error
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
-from planimeter.operators import CurvatureOperator
+from planimeter.operators import CurvatureOperator, check_operator
 from planimeter.operators.memory import free_memory
 
 Progress = Callable[[int, int], None]
@@ -223,7 +223,7 @@ def spectral_density(
     if steps < 2 or extra < 0:
         raise InputError(f"steps must be at least 2 and extra at least 0, got {steps} and {extra}")
     generator = torch.Generator().manual_seed(seed)
-    size = operator.size
+    size = check_operator(operator).size
     rows = torch.zeros(0, size, dtype=basis_dtype(operator), device=operator.device)
     if known is not None:
         rows = known.vectors.T.to(rows).contiguous()
@@ -260,12 +260,12 @@ def spectral_density(
         nodes,
         weights,
         moments,
-        done + (known.products if known else 0),
+        done + (0 if known is None else known.products),
         known is None or bool(known.converged.all()),
         seed,
         str(operator.dtype).removeprefix("torch."),
         str(operator.device),
-        time.perf_counter() - started + (known.seconds if known else 0.0),
+        time.perf_counter() - started + (0.0 if known is None else known.seconds),
     )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
-from planimeter.operators import CurvatureOperator
+from planimeter.operators import CurvatureOperator, check_operator
 from planimeter.operators.memory import free_memory
 
 Progress = Callable[[int, int], None]
@@ -90,8 +90,14 @@ class Eigenpairs:
             self.seed,
         )
 
-    def __getitem__(self, which: Tensor | slice) -> Eigenpairs:
-        """Some of the pairs."""
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, which: Tensor | slice | int) -> Eigenpairs:
+        """Some of the pairs, also by one number."""
+        if isinstance(which, int):
+            place = range(len(self))[which]
+            which = slice(place, place + 1)
         return replace(
             self,
             values=self.values[which],
@@ -141,11 +147,11 @@ def top_eigenvalues(
     Parlett, The Symmetric Eigenvalue Problem, Section 13 (the residual bound).
     """
     started = time.perf_counter()
-    size = operator.size
+    size = check_operator(operator).size
     if which not in _ENDS:
         raise InputError(f"no eigenvalues {which!r}; there are {', '.join(_ENDS)}")
-    if not 1 <= k <= size:
-        raise InputError(f"k = {k} eigenvalues asked of a matrix of size {size}")
+    if not isinstance(k, int) or not 1 <= k <= size:
+        raise InputError(f"k = {k} eigenvalues asked of a matrix of size {size}: 1 to {size}")
     limit = max_products or max(300, 10 * k)
     if limit < k:
         raise InputError(f"max_products = {limit} cannot give {k} eigenvalues")

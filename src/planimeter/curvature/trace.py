@@ -34,7 +34,7 @@ from planimeter.curvature.stochastic import (
 from planimeter.curvature.xtrace import xtrace
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
-from planimeter.operators import CurvatureOperator
+from planimeter.operators import CurvatureOperator, check_operator
 
 Progress = Callable[[int, int], None]
 METHODS = ("hutchinson", "hutch++", "xtrace")
@@ -68,7 +68,7 @@ def trace(
     Source: Hutchinson 1990; Meyer et al. 2021 (Hutch++); Epperly et al. 2024 (XTrace).
     """
     started = time.perf_counter()
-    _check(probes, tolerance)
+    _check(operator, probes, tolerance)
     if method not in METHODS:
         raise InputError(f"no trace method {method!r}; there are {', '.join(METHODS)}")
     if probes >= operator.size:
@@ -104,7 +104,7 @@ def frobenius_norm(
     first order.
     """
     started = time.perf_counter()
-    _check(probes, tolerance)
+    _check(operator, probes, tolerance)
     if method not in METHODS[:2]:
         raise InputError(f"no norm method {method!r}; there are {', '.join(METHODS[:2])}")
     if probes >= operator.size:
@@ -165,7 +165,7 @@ def diagonal(
     Source: Bekas, Kokiopoulou and Saad 2007.
     """
     started = time.perf_counter()
-    _check(probes, 0.0)
+    _check(operator, probes, 0.0)
     size = operator.size
     if probes >= size:
         parts = [(c * (operator @ c)).sum(1) for c in identity_columns(operator, WIDTH)]
@@ -204,7 +204,8 @@ def diagonal(
     )
 
 
-def _check(probes: int, tolerance: float) -> None:
+def _check(operator: CurvatureOperator, probes: int, tolerance: float) -> None:
+    check_operator(operator)
     if probes < 2:
         raise InputError(f"{probes} probes leave no standard error: use at least 2")
     if tolerance < 0:

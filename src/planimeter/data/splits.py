@@ -108,7 +108,7 @@ def split(
     *,
     train: int,
     test: int,
-    seed: int = 0,
+    seed: int | None = 0,
     normalisation: str = "none",
     wrong: str = "uniform",
 ) -> Split:
@@ -118,22 +118,26 @@ def split(
         dataset: E comes from its test part where it has one, else from the same pool as S.
         train: |S|.
         test: |E|.
-        seed: of the choice of rows.
+        seed: of the choice of rows; None for the first ones, in their order.
         normalisation: a name that `constants` knows; its statistics are those of S.
         wrong: how labels are made wrong, see `wrong_labels`.
 
     Raises:
         InputError: too few rows, or no such normalisation or wrong labels.
     """
-    generator = torch.Generator().manual_seed(seed)
-    own = torch.randperm(len(dataset.labels), generator=generator)
+    generator = torch.Generator().manual_seed(seed or 0)
+
+    def ordered(rows: int) -> Int[Tensor, " rows"]:
+        return torch.arange(rows) if seed is None else torch.randperm(rows, generator=generator)
+
+    own = ordered(len(dataset.labels))
     if dataset.test_inputs is None or dataset.test_labels is None:
         available, needed = len(own), train + test
         test_rows, pool_rows = own[train : train + test], own[train + test :]
         test_inputs, test_labels = dataset.inputs, dataset.labels
     else:
         available, needed = len(own), train
-        test_rows = torch.randperm(len(dataset.test_labels), generator=generator)[:test]
+        test_rows = ordered(len(dataset.test_labels))[:test]
         pool_rows = own[train:]
         test_inputs, test_labels = dataset.test_inputs, dataset.test_labels
     if needed > available or len(test_rows) < test or train < 1 or test < 0:
@@ -163,7 +167,7 @@ def binary_split(
     train: int,
     test: int,
     positive: Sequence[Class] | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> Split:
     """`split` with the classes made binary: the positive ones become 1, all others 0.
 

@@ -59,7 +59,7 @@ def check_names(names: Iterable[str]) -> None:
 
 def measure(
     landscape: LossLandscape,
-    names: Iterable[str] | None = None,
+    names: str | Iterable[str] | None = None,
     *,
     settings: dict[str, dict[str, Any]] | None = None,
     seed: int = 0,
@@ -73,7 +73,7 @@ def measure(
 
     Arguments:
         landscape: where to measure.
-        names: registry names; None for all that need nothing but a landscape.
+        names: one of the registry, or several; None for all that need nothing but a landscape.
         settings: keyword settings of individual measures, by name.
         seed: of every measure that draws random numbers, where `settings` gives none.
         progress: called with the name of the measure that runs, its steps done and their number.
@@ -86,7 +86,7 @@ def measure(
         NotApplicableError: only one measure is asked for, it does not apply, and nobody hears of
             it by `refused`.
     """
-    chosen = list(all_names() if names is None else names)
+    chosen = [names] if isinstance(names, str) else list(all_names() if names is None else names)
     check_names([*chosen, *(settings or {})])
     results: dict[str, Estimate] = {}
     with sharing():

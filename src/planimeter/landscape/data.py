@@ -147,6 +147,12 @@ class BatchData:
 
 def _are_rows(inputs: Any, targets: Any) -> bool:
     """Whether this is (inputs, targets) of all rows, rather than a list of two batches."""
+    for value in (inputs, targets):
+        if type(value).__module__ == "numpy":
+            raise InputError(
+                "data must be tensors, got a NumPy array: use torch.from_numpy for inputs and "
+                "targets"
+            )
     if isinstance(inputs, Tensor):
         return True
     if isinstance(inputs, Mapping):

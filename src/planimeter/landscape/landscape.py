@@ -9,6 +9,7 @@ model afterwards does not change it, and measuring never changes the model.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -20,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from planimeter.errors import InputError, NotApplicableError
+from planimeter.errors import InputError, MeasurementWarning, NotApplicableError
 from planimeter.landscape.data import BatchData
 from planimeter.landscape.modes import batch_norms, evaluation_mode, has_dropout
 from planimeter.losses import Loss, in_float64, likelihood_of, predicted_classes
@@ -45,6 +46,7 @@ from planimeter.operators.curvatures import (
     loss_curvature,
     monte_carlo_fisher_curvature,
 )
+from planimeter.operators.memory import is_out_of_memory
 from planimeter.operators.operator import consecutive, matching
 from planimeter.operators.products import Products
 
@@ -135,6 +137,7 @@ class LossLandscape:
         }
         self._operators: dict[Any, CurvatureOperator] = {}
         self._check_deterministic()
+        self._check_loss()
         if self._takes_float64():
             self.function.loss = in_float64(loss)
         if self.function.separable:
@@ -379,6 +382,29 @@ class LossLandscape:
                 "(functional dropout, noise, stochastic depth) in evaluation mode"
             )
 
+    def _check_loss(self) -> None:
+        """Refuse, in words, targets that the loss does not take."""
+
+        def compute() -> None:
+            inputs, targets = self._first_rows(64)
+            outputs = self.forward(self.parameters, inputs)
+            try:
+                self.loss_function(outputs, targets)
+            except InputError:
+                raise
+            except (IndexError, RuntimeError, TypeError, ValueError) as error:
+                if is_out_of_memory(error):
+                    raise
+                kind = str(targets.dtype).removeprefix("torch.")
+                raise InputError(
+                    f"the loss does not take outputs of shape {tuple(outputs.shape)} with "
+                    f"{kind} targets of shape {tuple(targets.shape)}, which are "
+                    f"{targets.min():g} to {targets.max():g}: {str(error).splitlines()[0]}"
+                ) from error
+
+        with torch.no_grad(), self.mode():
+            self.function.surviving(compute)
+
     def _first_rows(self, count: int) -> Batch:
         """Some rows of the first batch, no more than fit into memory at a time."""
         inputs, targets = next(iter(self.data))
@@ -431,6 +457,13 @@ class LossLandscape:
             return
         if not several:
             self.function.separable = False
+            if abs(whole - left - right) <= slack * abs(whole):
+                warnings.warn(
+                    f"the loss is a sum over rows: everything is {self.num_rows} times what it "
+                    f"is for the mean; use reduction='mean'",
+                    MeasurementWarning,
+                    stacklevel=3,
+                )
             return
         raise InputError(
             f"the loss is not a mean over rows: {whole:.6g} on {rows} rows, but {parts:.6g} "

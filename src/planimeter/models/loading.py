@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,10 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         if name.endswith("num_batches_tracked"):  # old PyTorch did not save this counter
             tensors.setdefault(name, value)
         if name not in tensors:
-            raise InputError(f"checkpoint {path} has no tensor {name!r}, which the model needs")
+            raise InputError(
+                f"checkpoint {path} has no tensor {name!r}, which the model needs; it has "
+                f"{_some(tensors)}"
+            )
         if tensors[name].shape != value.shape:
             raise InputError(
                 f"checkpoint {path}: tensor {name!r} has shape {tuple(tensors[name].shape)}, "
@@ -84,7 +89,8 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     for name in tensors:
         if name not in expected:
             raise InputError(
-                f"checkpoint {path} has tensor {name!r}, which the model does not have"
+                f"checkpoint {path} has tensor {name!r}, which the model does not have; it has "
+                f"{_some(expected)}"
             )
     model.load_state_dict(tensors)
 
@@ -100,10 +106,15 @@ def _read(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error
-    except Exception as error:  # torch.load raises what pickle and zipfile raise
+    except pickle.UnpicklingError as error:
         raise InputError(
-            f"{path} is no checkpoint of tensors alone ({type(error).__name__}): save "
-            f"model.state_dict() rather than the model, or use safetensors"
+            f"{path} is no checkpoint of tensors alone: save model.state_dict() rather than the "
+            f"model, or use safetensors"
+        ) from error
+    except Exception as error:  # torch.load raises what zipfile and pickle raise
+        raise InputError(
+            f"{path} is no file of torch.save, or damaged ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no more is known'})"
         ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -111,6 +122,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise InputError(f"{path} holds no state dict (a dict of name to tensor)")
     return content
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - 4} more" if len(every) > 4 else ""
+    return ", ".join(map(repr, every[:4])) + more if every else "none"
 
 
 def _bare(name: str) -> str:

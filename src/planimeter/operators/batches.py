@@ -49,7 +49,10 @@ class BatchedLoss:
     def batch_loss(self, parameters: Parameters, batch: Batch, index: int = 0) -> Float[Tensor, ""]:
         """Mean loss of one batch; refuses losses that are not finite or not scalars."""
         inputs, targets = batch
-        value = self.loss(self.forward(parameters, inputs), targets)
+        try:
+            value = self.loss(self.forward(parameters, inputs), targets)
+        except IndexError as error:
+            raise InputError(f"batch {index} does not fit the loss: {error}") from error
         if value.ndim != 0:
             raise InputError(
                 f"the loss must be a mean over the batch (a scalar), it returned shape "

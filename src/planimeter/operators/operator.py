@@ -216,3 +216,19 @@ def consecutive(sizes: dict[str, int]) -> dict[str, slice]:
     for name, size in sizes.items():
         parts[name], start = slice(start, start + size), start + size
     return parts
+
+
+def check_operator(operator: CurvatureOperator) -> CurvatureOperator:
+    """The operator itself.
+
+    Raises:
+        InputError: it is something else; says how to make one.
+    """
+    if isinstance(operator, CurvatureOperator):
+        return operator
+    way_out = "such as landscape.hessian()"
+    if isinstance(operator, Tensor):
+        way_out = "such as CurvatureOperator.from_dense(matrix)"
+    elif hasattr(operator, "hessian"):
+        way_out = "such as its .hessian() or .gauss_newton()"
+    raise InputError(f"this needs a CurvatureOperator, {way_out}, got a {type(operator).__name__}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planimeter.flatness import MEASURES
+from planimeter.report.files import check_figure_path, written_to
 from planimeter.symmetry.audit import CLAIMED, INVARIANT, UNCLEAR, Audit
 
 if TYPE_CHECKING:
@@ -80,6 +81,11 @@ def percent(relative: float, error: float = 0.0) -> str:
 
 
 def save_audit_figure(audit: Audit, path: Path, title: str) -> None:
-    """Draw it into a file (.png, .pdf, .svg)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    audit_figure(audit, title).savefig(path, dpi=160)
+    """Draw it into a file (.png, .pdf, .svg).
+
+    Raises:
+        InputError: another file name, or the file cannot be written.
+    """
+    check_figure_path(path)
+    with written_to(path):
+        audit_figure(audit, title).savefig(path, dpi=160)

@@ -12,27 +12,14 @@ import numpy as np
 import torch
 
 from planimeter.errors import InputError
+from planimeter.report.files import INTERACTIVE, check_figure_path, written_to
 from planimeter.slices import SharpnessPath, Slice
 
-PRINTED = (".png", ".pdf", ".svg")
-INTERACTIVE = ".html"
 LEVELS = 24
 """Bands of the filled contours."""
 
 _LOSS, _MODEL, _ACCURACY = "tab:blue", "black", "tab:orange"
 _NOT_FINITE = (("∞", "^", np.isposinf), ("−∞", "v", np.isneginf), ("NaN", "x", np.isnan))
-
-
-def check_figure_path(path: Path) -> None:
-    """Refuse, before anything is computed, a file that no figure could be written to.
-
-    Raises:
-        InputError: the name ends in none of .png, .pdf, .svg and .html.
-    """
-    if path.suffix not in (*PRINTED, INTERACTIVE):
-        raise InputError(
-            f"figures are written as {', '.join(PRINTED)} or {INTERACTIVE}, got {path}"
-        )
 
 
 def save_slice_figure(result: Slice, path: Path, title: str = "") -> None:
@@ -48,7 +35,7 @@ def save_slice_figure(result: Slice, path: Path, title: str = "") -> None:
         InputError: another file name, a plane of fewer than 2×2 points, or the file cannot be
             written.
     """
-    check_figure_path(path)
+    check_figure_path(path, interactive=True)
     _refuse_thin(result)
     if path.suffix == INTERACTIVE:
         from planimeter.report.interactive_slices import interactive_slice
@@ -69,7 +56,7 @@ def save_path_figure(result: SharpnessPath, path: Path, title: str = "") -> None
     Raises:
         InputError: another file name, or the file cannot be written.
     """
-    check_figure_path(path)
+    check_figure_path(path, interactive=True)
     if path.suffix == INTERACTIVE:
         from planimeter.report.interactive_slices import interactive_path
 
@@ -251,11 +238,8 @@ def _refuse_thin(result: Slice) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with written_to(path):
         if path.suffix == INTERACTIVE:
             figure.write_html(path, include_plotlyjs=True, config={"displaylogo": False})
         else:
             figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise InputError(f"cannot write to {path}: {error.strerror}") from error

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from planimeter.curvature import SpectralDensity
+from planimeter.report.files import check_figure_path, written_to
 
 WIDTH = 0.01
 """Width of an eigenvalue's bump, as a part of the range of the spectrum."""
@@ -17,7 +18,11 @@ def save_density_figure(densities: dict[str, SpectralDensity], path: Path, title
     """Each density on a logarithmic axis with its one-standard-error band, as PNG, PDF or SVG.
 
     Eigenvalues that are known exactly are marked below the curve.
+
+    Raises:
+        InputError: another file name, or the file cannot be written.
     """
+    check_figure_path(path)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * len(densities), 3.6), layout="constrained")
@@ -44,5 +49,5 @@ def save_density_figure(densities: dict[str, SpectralDensity], path: Path, title
         )
         axis.margins(x=0)
     figure.suptitle(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with written_to(path):
+        figure.savefig(path, dpi=150)

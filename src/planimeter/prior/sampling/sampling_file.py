@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from planimeter.errors import InputError
+from planimeter.errors import InputError, check_writable
 from planimeter.prior.sampling.counting import CountTable, Recount
 
 
 def check_sampling_path(path: Path) -> None:
-    """Refuse, before anything is computed, a file name that no counts are kept under.
+    """Refuse, before anything is computed, a file that no counts could be kept in.
 
     Raises:
-        InputError: the name does not end in .npz.
+        InputError: the name does not end in .npz, or there is no writing there.
     """
     if path.suffix != ".npz":
         raise InputError(f"counts are kept in an .npz file, got {path}")
+    check_writable(path)
 
 
 def load_counts(
