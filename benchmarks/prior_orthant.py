@@ -187,7 +187,7 @@ def large(n: int, precision: str) -> list[str]:
     matrix = 8 * n * n
     line = (
         f"MNIST, n = {n}, {precision}: {answer['result']}, corrected {answer['corrected']:.3f}, "
-        f"{answer['sweeps']} sweeps, {answer['runs']} runs: {answer['seconds']:.0f} s in all "
+        f"{answer['runs']} runs: {answer['seconds']:.0f} s in all "
         f"(kernel {answer['kernel']:.0f} s; stages began at "
         + ", ".join(f"{name} {at:.0f} s" for name, at in answer["stages"])
         + f"; processor time {answer['cpu']:.0f} s); peak {answer['peak'] / 1e9:.2f} GB in log P "
