@@ -39,6 +39,8 @@ _ENDS: dict[str, tuple[Scores, ...]] = {
 }
 
 
+NEAR = 10.0
+"""A residual of so many times the wanted one is near to it: by then every step is looked at."""
 FLOOR = 0.1
 """Eigenvalues below this part of the largest need no better residual than at this part."""
 HIDDEN = 10.0
@@ -329,14 +331,15 @@ class _Search:
             full, out = used + len(block) > room, self.done + len(block) > self.limit
             if not (exhausted or full or out or used >= next_look):
                 continue
-            next_look = used + 1 + used // 20
             theta, s = torch.linalg.eigh(projected[:used, :used])
             self.scale = max(self.scale, float(theta.abs().max()))
             residuals = (beta @ s[-width:]).norm(dim=0) * (not exhausted)
             kept = torch.arange(used) if exhausted else self.wanted(theta, k)
-            good = residuals[kept] <= self.enough(theta[kept])
-            if exhausted or out or (used >= k and bool(good.all())):
+            excess = float((residuals[kept] / self.enough(theta[kept])).max())
+            if exhausted or out or (used >= k and excess <= 1):
                 break
+            # Where products are cheap, looks are not.
+            next_look = used + 1 + (used // 20 if excess > NEAR else 0)
             if bars is not None and spent > 1 and self._none_hidden(theta, residuals, bars):
                 self.below = True
                 break
