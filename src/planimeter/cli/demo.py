@@ -1,4 +1,4 @@
-"""`planimeter demo`: the main job on embedded data, in a few minutes."""
+"""`planimeter demo`: the main job on embedded data, in a minute or two."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def demo(
     study = load_study("demo").model_copy(update={"seed": seed})
     errors.print(
         f"{study.title}\n{len(trials_of(study))} networks: train to zero error, then log P(f), "
-        f"sharpness, λ_max and trace of each (a few minutes)",
+        f"sharpness, λ_max and trace of each (a minute or two)",
         highlight=False,
     )
     run_and_report(study, "demo", out, workers=workers, as_json=as_json)

@@ -94,8 +94,8 @@ def prior(
     """The prior probability of the function that a network computes on S and E.
 
     The network needs one output. S and E are drawn by the seed: for a network that you trained on
-    the first rows, say --in-order. Where the network is right on all
-    of S, the bounds on its error are printed beside its error on E.
+    the first rows, say --in-order. Where the network is right on all of S, the bounds on its error
+    are printed beside its error on E.
 
     Example: planimeter prior mymodels:fcn --checkpoint fcn.pt --data mnist --train 500 --test 100
     """
