@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,12 +36,13 @@ def check_writable(path: Path) -> None:
     Raises:
         InputError: the system does not let it be written; says why.
     """
-    there = path.exists()
+    # The file itself is left alone: another process may be writing it.
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab"):
+        with tempfile.TemporaryFile(dir=path.parent):
             pass
-        if not there:
-            path.unlink()
     except OSError as error:
         raise InputError(f"cannot write to {path}: {error.strerror}") from error
+    if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
+        what = "it is a folder" if path.is_dir() else "it may not be changed"
+        raise InputError(f"cannot write to {path}: {what}")

@@ -118,14 +118,17 @@ class _Progress(Progress):
         super().__init__(*columns, **options)
         self._began = time.monotonic()
         self._over = threading.Event()
+        self._speaker = threading.Thread(target=self._speak, daemon=True)
 
     def start(self) -> None:
         super().start()
         if self.disable:
-            threading.Thread(target=self._speak, daemon=True).start()
+            self._speaker.start()
 
     def stop(self) -> None:
         self._over.set()
+        if self._speaker.is_alive():
+            self._speaker.join()
         super().stop()
 
     def _speak(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +43,11 @@ class BatchData:
             raise InputError(f"batch_size must be at least 1 row, got {batch_size}")
         self.batch_size, self.device, self.dtype = batch_size, device, dtype
         self.tensors: Batch | None = None
+        if isinstance(data, tuple | list) and any(isinstance(part, np.ndarray) for part in data):
+            raise InputError(
+                "data must be tensors, got a NumPy array: use torch.from_numpy for inputs and "
+                "targets"
+            )
         if isinstance(data, tuple | list) and len(data) == 2 and _are_rows(*data):
             self.tensors = _checked_tensors(data[0], data[1])
             return
@@ -147,12 +153,6 @@ class BatchData:
 
 def _are_rows(inputs: Any, targets: Any) -> bool:
     """Whether this is (inputs, targets) of all rows, rather than a list of two batches."""
-    for value in (inputs, targets):
-        if type(value).__module__ == "numpy":
-            raise InputError(
-                "data must be tensors, got a NumPy array: use torch.from_numpy for inputs and "
-                "targets"
-            )
     if isinstance(inputs, Tensor):
         return True
     if isinstance(inputs, Mapping):

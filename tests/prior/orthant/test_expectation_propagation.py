@@ -105,7 +105,7 @@ def test_posterior_covariance_where_a_site_is_strong(digits):
     """Two nearly equal inputs with opposite labels, against arithmetic of 60 digits.
 
     Rounding the entries of B alone moves Sigma by about eps * cond(B); subtracting from the kernel
-    loses all of that, T^{-1/2} (I - B^{-1}) T^{-1/2} a tenth.
+    loses all of that, T^{-1/2} (I - B^{-1}) T^{-1/2} less than a tenth.
     """
     labels = torch.tensor([0, 1] + 5 * [0, 1])
     lost = []
@@ -126,7 +126,7 @@ def test_posterior_covariance_where_a_site_is_strong(digits):
             condition = torch.linalg.cond(root[:, None] * kernel * root + torch.eye(12))
             assert float(condition) > 1e6
             lost.append(errors.abs().max() / (torch.finfo(torch.float64).eps * condition))
-    assert float(torch.stack(lost).mean()) < 0.25
+    assert float(torch.stack(lost).mean()) < 0.1
 
 
 @pytest.mark.data

@@ -200,7 +200,7 @@ def test_alarms_ring_where_the_approximations_fail():
     found = log_prior(kernel, torch.ones(200), max_sweeps=3)
     assert not found.converged
     assert found.residual > 1e-3
-    assert "NOT CONVERGED in 3 sweeps, residual" in str(found)
+    assert f"EP {found.ep:.3f} NOT CONVERGED in 3 sweeps, residual" in str(found)
     finished = log_prior(kernel, torch.ones(200))
     assert any("rough here" in a for a in finished.alarms)
 

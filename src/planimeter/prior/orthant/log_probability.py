@@ -60,7 +60,7 @@ class LogProbability:
         if method == "ep":
             text, method = f"{self.value:.3f}", "ep with cumulant correction: no error is known"
         notes = [method]
-        if math.isfinite(self.ep):
+        if not math.isnan(self.ep):
             state = f"converged in {self.sweeps} sweeps"
             if not self.converged:
                 state = f"NOT CONVERGED in {self.sweeps} sweeps, residual {self.residual:.1e}"
