@@ -11,10 +11,20 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from jaxtyping import Float
+from scipy.special import stdtrit
+from torch import Tensor
+
+NORMAL = 1.959963984540054
+"""The normal distribution's 97.5 % quantile: value ± NORMAL stderr covers 95 %."""
+
 
 @dataclass(frozen=True)
 class Estimate:
     """A value, its standard error (0 where the value is exact up to rounding), and its provenance.
+
+    One meaning everywhere: value ± 1.96 stderr covers 95 %. An error that comes from the spread of
+    a few samples is therefore already widened (`widening`), and `dof` says of how few.
 
     Arguments:
         value: the number.
@@ -25,6 +35,7 @@ class Estimate:
         seed: of the random numbers behind it; None where there are none.
         dtype, device: in and on which the products were computed.
         seconds: wall time spent.
+        dof: degrees of freedom of the spread behind `stderr`; None where there is no such spread.
     """
 
     value: float
@@ -36,6 +47,7 @@ class Estimate:
     dtype: str = ""
     device: str = ""
     seconds: float = field(default=0.0, compare=False)
+    dof: int | None = None
 
     def __post_init__(self) -> None:
         if self.stderr < 0:
@@ -61,6 +73,7 @@ class Estimate:
             products=self.products + right.products,
             converged=self.converged and right.converged,
             seconds=self.seconds + right.seconds,
+            dof=min((d for d in (self.dof, right.dof) if d is not None), default=None),
         )
 
     def __add__(self, other: Estimate | float) -> Estimate:
@@ -102,6 +115,22 @@ class Estimate:
 
 def _value(number: Estimate | float) -> float:
     return number.value if isinstance(number, Estimate) else float(number)
+
+
+def standard_error(samples: Float[Tensor, " s"]) -> float:
+    r"""Standard error of the mean of samples, widened for few of them.
+
+    .. math:: \frac{t_{0.975, s-1}}{1.96}\, \frac{\mathrm{std}}{\sqrt s},
+
+    so that value ± 1.96 errors covers 95 % also when the spread comes from a handful of samples.
+    """
+    count = len(samples)
+    return widening(count) * float(samples.std()) / math.sqrt(count)
+
+
+def widening(count: int) -> float:
+    """By how much Student's t for the spread of `count` samples is wider than the normal."""
+    return float(stdtrit(count - 1, 0.975)) / NORMAL
 
 
 def format_with_error(value: float, stderr: float) -> str:

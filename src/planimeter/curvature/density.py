@@ -25,9 +25,9 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from planimeter.curvature.krylov import Eigenpairs, basis_dtype
-from planimeter.curvature.stochastic import gaussian, standard_error
+from planimeter.curvature.stochastic import gaussian
 from planimeter.errors import InputError
-from planimeter.estimate import Estimate
+from planimeter.estimate import Estimate, standard_error
 from planimeter.operators import CurvatureOperator, check_operator
 from planimeter.operators.memory import free_memory
 

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
-from scipy.special import stdtrit
 from torch import Tensor
 
-from planimeter.estimate import Estimate
+from planimeter.estimate import Estimate, standard_error
 from planimeter.operators import CurvatureOperator
 
-NORMAL = 1.959963984540054
 WIDTH = 16
 """Vectors that are multiplied at a time."""
-
-
-def standard_error(samples: Float[Tensor, " s"]) -> float:
-    r"""Standard error of the mean of samples, widened for few of them.
-
-    .. math:: \frac{t_{0.975, s-1}}{1.96}\, \frac{\mathrm{std}}{\sqrt s},
-
-    so that value ± 1.96 errors covers 95 % also when the spread comes from a handful of samples.
-    """
-    count = len(samples)
-    return widening(count) * float(samples.std()) / math.sqrt(count)
-
-
-def widening(count: int) -> float:
-    """By how much Student's t for `count` samples is wider than the normal distribution."""
-    return float(stdtrit(count - 1, 0.975)) / NORMAL
 
 
 def mean_estimate(
@@ -56,6 +37,7 @@ def mean_estimate(
         str(operator.dtype).removeprefix("torch."),
         str(operator.device),
         seconds,
+        len(samples) - 1,
     )
 
 

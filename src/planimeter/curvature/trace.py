@@ -28,12 +28,10 @@ from planimeter.curvature.stochastic import (
     mean_estimate,
     products_with,
     rademacher,
-    standard_error,
-    widening,
 )
 from planimeter.curvature.xtrace import xtrace
 from planimeter.errors import InputError
-from planimeter.estimate import Estimate
+from planimeter.estimate import Estimate, standard_error, widening
 from planimeter.operators import CurvatureOperator, check_operator
 
 Progress = Callable[[int, int], None]

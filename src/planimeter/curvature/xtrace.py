@@ -39,9 +39,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planimeter.curvature.stochastic import gaussian, products_with, widening
+from planimeter.curvature.stochastic import gaussian, products_with
 from planimeter.errors import InputError
-from planimeter.estimate import Estimate
+from planimeter.estimate import Estimate, widening
 from planimeter.operators import CurvatureOperator
 
 FIRST = 8

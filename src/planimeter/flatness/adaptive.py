@@ -24,9 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planimeter.curvature import top_eigenvalues, trace
-from planimeter.curvature.stochastic import standard_error
 from planimeter.errors import InputError, NotApplicableError
-from planimeter.estimate import Estimate
+from planimeter.estimate import Estimate, standard_error
 from planimeter.flatness.definition import Measure
 from planimeter.landscape import LossLandscape
 from planimeter.operators.batches import Batch

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planimeter.curvature.stochastic import identity_columns, rademacher, standard_error
+from planimeter.curvature.stochastic import identity_columns, rademacher
 from planimeter.errors import InputError, NotApplicableError
+from planimeter.estimate import standard_error
 from planimeter.landscape import LossLandscape
 from planimeter.operators import CurvatureOperator
 

@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planimeter.curvature.stochastic import identity_columns, rademacher, widening
+from planimeter.curvature.stochastic import identity_columns, rademacher
 from planimeter.errors import NotApplicableError
-from planimeter.estimate import Estimate
+from planimeter.estimate import Estimate, widening
 from planimeter.flatness.block_traces import block_traces, weight_names
 from planimeter.flatness.definition import Measure
 from planimeter.landscape import LossLandscape
