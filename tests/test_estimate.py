@@ -1,4 +1,5 @@
 import math
+import pickle
 
 import pytest
 from hypothesis import given
@@ -57,3 +58,34 @@ def test_prints_to_the_precision_of_the_error(value, stderr, text):
 def test_refuses_a_negative_error():
     with pytest.raises(ValueError, match="negative"):
         Estimate(1.0, -0.1)
+
+
+@given(numbers, errors, numbers, errors)
+def test_operands_that_share_an_error_are_no_independent_ones(x, dx, y, dy):
+    one, other = Estimate(x, dx), Estimate(y, dy)
+    assert (one - one).stderr == 0
+    assert (one / one).stderr == pytest.approx(0, abs=1e-12)
+    assert (one + one).stderr == pytest.approx(2 * dx)
+    assert (one * one).stderr == pytest.approx(2 * x * dx)
+    assert (one * one * one).stderr == pytest.approx(3 * x * x * dx)
+    assert ((one + other) - other).stderr == pytest.approx(dx)
+    assert ((one * other) / other).stderr == pytest.approx(dx)
+    assert (one.log() - (2 * one).log()).stderr == pytest.approx(0, abs=1e-12)
+    assert ((one * one).sqrt()).stderr == pytest.approx(dx)
+    # f = x / (x + y): both slopes with x once
+    share = one / (one + other)
+    slopes = (y / (x + y) ** 2, -x / (x + y) ** 2)
+    assert share.stderr == pytest.approx(math.hypot(slopes[0] * dx, slopes[1] * dy))
+
+
+def test_equal_estimates_are_not_therefore_the_same_one():
+    assert (Estimate(2.0, 0.1) - Estimate(2.0, 0.1)).stderr == pytest.approx(0.1 * 2**0.5)
+    assert Estimate(2.0, 0.1) == Estimate(2.0, 0.1)
+    assert len({Estimate(2.0, 0.1), Estimate(2.0, 0.1)}) == 1
+
+
+def test_shared_errors_survive_pickling_together():
+    one = Estimate(3.0, 0.2)
+    again, double = pickle.loads(pickle.dumps((one, one + one)))
+    assert (double - again - again).stderr == pytest.approx(0, abs=1e-15)
+    assert again.as_dict() == one.as_dict()

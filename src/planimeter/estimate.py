@@ -1,19 +1,27 @@
 r"""A number with its standard error and how it was obtained.
 
-Arithmetic propagates errors to first order, taking the operands as independent:
+Arithmetic propagates errors to first order. An estimate remembers the independent errors that it
+is made of and how strongly each moves it, so that x * x, x - x or (x + y) / x are right:
 
-.. math:: \sigma_{f(x, y)}^2 = (\partial_x f)^2 \sigma_x^2 + (\partial_y f)^2 \sigma_y^2.
+.. math:: \sigma_f^2 = \sum_k \Big(\sum_i \partial_i f\, \frac{\partial x_i}{\partial e_k}
+          \sigma_k \Big)^2
+
+over the errors e_k of the estimates that arithmetic started from. Those of different calls count
+as independent, also where they drew the same random numbers.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from scipy.special import stdtrit
 from torch import Tensor
+
+Errors = dict[object, float]
+"""Where an error comes from, to how much of it there is, with its sign."""
 
 NORMAL = 1.959963984540054
 """The normal distribution's 97.5 % quantile: value ± NORMAL stderr covers 95 %."""
@@ -48,10 +56,16 @@ class Estimate:
     device: str = ""
     seconds: float = field(default=0.0, compare=False)
     dof: int | None = None
+    _errors: ClassVar[Errors]  # no field: each instance sets its own, which nothing else shows
 
     def __post_init__(self) -> None:
         if self.stderr < 0:
             raise ValueError(f"a standard error cannot be negative: {self.stderr}")
+        self._consists_of({object(): self.stderr})
+
+    def _consists_of(self, errors: Errors) -> Estimate:
+        object.__setattr__(self, "_errors", errors)
+        return self
 
     def __str__(self) -> str:
         text = format_with_error(self.value, self.stderr)
@@ -64,17 +78,22 @@ class Estimate:
     def _propagate(self, other: Estimate | float, value: float, *slopes: float) -> Estimate:
         """The estimate `value` whose error follows from the slopes in self and in `other`."""
         right = other if isinstance(other, Estimate) else Estimate(float(other))
-        stderr = math.hypot(slopes[0] * self.stderr, slopes[1] * right.stderr)
+        errors: Errors = dict.fromkeys((*self._errors, *right._errors), 0.0)
+        for operand, slope in zip((self, right), slopes, strict=True):
+            for origin, error in operand._errors.items():
+                if error != 0:  # an infinite slope of an exact number is no error
+                    errors[origin] += slope * error
+        errors = {origin: error for origin, error in errors.items() if error != 0}
         return replace(
             self,
             value=value,
-            stderr=stderr,
+            stderr=math.hypot(*errors.values()),
             method=self.method or right.method,
             products=self.products + right.products,
             converged=self.converged and right.converged,
             seconds=self.seconds + right.seconds,
             dof=min((d for d in (self.dof, right.dof) if d is not None), default=None),
-        )
+        )._consists_of(errors)
 
     def __add__(self, other: Estimate | float) -> Estimate:
         return self._propagate(other, self.value + _value(other), 1.0, 1.0)

@@ -145,5 +145,5 @@ def test_weight_decays_stand_beside_loss_and_accuracy(small_study, tmp_path):
     means = built.decays[1].means
     assert means["train accuracy (%)"] == pytest.approx((98.0, 0.0))
     assert means["train loss"] == pytest.approx((0.05, 0.0))
-    assert means["tr H"] == pytest.approx((1.05, 1 / 3**0.5))
+    assert means["tr H"] == pytest.approx((1.05, 4.302653 / 1.959964 / 3**0.5))  # Student, 2
     assert "What does weight decay do?" in built.html.read_text()

@@ -32,6 +32,15 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(n):
     assert 0.92 <= covered / 200 <= 0.99
 
 
+def test_perfect_ranks_of_a_few_points_leave_room():
+    found = correlations(np.arange(5), np.array([1, 2, 4, 9, 30]))
+    for name in ("spearman", "kendall"):
+        assert found[name].high == found[name].value == 1
+        assert found[name].low < 0.5
+    turned = correlations(np.arange(5), -np.array([1, 2, 4, 9, 30]))["kendall"]
+    assert (turned.low, turned.high) == (-1, pytest.approx(-found["kendall"].low))
+
+
 def test_too_few_points_say_nothing():
     three = correlations(np.arange(3.0), np.array([0.0, 1.0, 1.5]))["pearson"]
     assert (three.low, three.high) == (-1.0, 1.0)

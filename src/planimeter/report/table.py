@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planimeter.estimate import widening
 from planimeter.flatness import MEASURES
 from planimeter.study import Record, Study
 from planimeter.study.statistics import Correlation, correlations
@@ -50,7 +51,8 @@ class DecayRow:
         optimiser, weight_decay: which.
         networks: how many reached their goal and could be measured.
         means: "train accuracy (%)", "train loss", "test accuracy (%)", "‖θ‖", and the study's
-            quantities by symbol, each with the standard error of the mean (0 for one network).
+            quantities by symbol, each with the standard error of the mean, widened for few networks
+            (0 for one).
     """
 
     optimiser: str
@@ -133,5 +135,6 @@ def decay_rows(study: Study, records: Sequence[Record]) -> list[DecayRow]:
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:
-    error = float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    count = len(values)
+    error = widening(count) * float(np.std(values, ddof=1)) / count**0.5 if count > 1 else 0.0
     return float(np.mean(values)), error

@@ -2,20 +2,22 @@ r"""Correlations between a measure and the test error, with intervals.
 
 Pearson's r, Spearman's rho (r of the ranks) and Kendall's tau-b. Intervals are the wider, at
 either end, of the percentile bootstrap over trials, which is too narrow for a few of them, and of
-Fisher's :math:`\tanh(\mathrm{artanh}\, r \pm z s)`, which supposes normal variables, with
-:math:`s^2 = 1/(n-3)`, :math:`1.06/(n-3)` and :math:`0.437/(n-4)`.
+what follows from normal variables: for r Fisher's :math:`\tanh(\mathrm{artanh}\, r \pm z s)`
+with :math:`s^2 = 1/(n-3)`, for ranks `rank_interval`.
 
-Source: Fisher 1921; Fieller, Hartley & Pearson 1957 (for ranks).
+Source: Fisher 1921.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast, get_args
 
 import numpy as np
 from scipy.special import ndtri
 
 from planimeter.errors import InputError
+from planimeter.study.rank_intervals import Coefficient, rank_interval
 
 Vector = np.ndarray
 
@@ -71,19 +73,20 @@ def correlations(
         resampled = resampled[np.isfinite(resampled)]
         tail = (1 - confidence) / 2
         low, high = np.quantile(resampled, [tail, 1 - tail]) if len(resampled) else (np.nan, np.nan)
-        least, most = _fisher(name, value, n, confidence)
+        least, most = _normal_interval(name, value, n, confidence)
         results[name] = Correlation(value, min(float(low), least), max(float(high), most), n)
     return results
 
 
-def _fisher(name: str, value: float, n: int, confidence: float) -> tuple[float, float]:
-    """Fisher's interval; all that a coefficient can be where there are too few points for any."""
-    factor, used = _FISHER[name]
+def _normal_interval(name: str, value: float, n: int, confidence: float) -> tuple[float, float]:
+    """The interval for normal variables; all that r can be where there are too few points."""
     if not np.isfinite(value):
         return np.nan, np.nan
-    if n <= used:
+    if name in get_args(Coefficient):
+        return rank_interval(cast(Coefficient, name), value, n, confidence)
+    if n <= 3:
         return -1.0, 1.0
-    half = ndtri(0.5 + confidence / 2) * np.sqrt(factor / (n - used))
+    half = ndtri(0.5 + confidence / 2) / np.sqrt(n - 3)
     centre = np.arctanh(np.clip(value, -1 + 1e-12, 1 - 1e-12))
     return float(np.tanh(centre - half)), float(np.tanh(centre + half))
 
@@ -119,6 +122,4 @@ def _row_correlation(a: Vector, b: Vector) -> Vector:
     return np.where(constant, np.nan, r)
 
 
-_FISHER = {"pearson": (1.0, 3), "spearman": (1.06, 3), "kendall": (0.437, 4)}
-"""The variance of artanh of a coefficient, times n less the second number."""
 _COEFFICIENTS = {"pearson": _pearson, "spearman": _spearman, "kendall": _kendall}
