@@ -81,22 +81,6 @@ def test_gadam_and_gadamx_by_hand(partial):
     assert float(model.weight.detach()) == pytest.approx(sum(visited[2:]) / 3, rel=1e-12)
 
 
-def test_batch_norm_is_the_mean_over_the_training_batches():
-    model = network()
-    with torch.no_grad():
-        model[1].running_mean.fill_(9.0)
-    batches = [rows(8), rows(20, seed=4)]
-    recompute_batch_norm(model, batches[0], [batches[1]])
-    before = [model[0](x).detach() for x, _ in batches]
-    torch.testing.assert_close(
-        model[1].running_mean, torch.stack([b.mean(0) for b in before]).mean(0)
-    )
-    torch.testing.assert_close(
-        model[1].running_var, torch.stack([b.var(0) for b in before]).mean(0)
-    )
-    assert model[1].momentum == 0.1
-
-
 def test_what_is_recorded_is_the_average_with_its_own_statistics():
     model = network(dropout=0.2)
     result = fit(

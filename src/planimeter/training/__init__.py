@@ -1,6 +1,7 @@
 """Training of one network or many: optimisers, schedules, averaging, stopping, recording."""
 
-from planimeter.training.averaging import Averaging, recompute_batch_norm
+from planimeter.training.averaging import Averaging
+from planimeter.training.batch_norm import recompute_batch_norm
 from planimeter.training.checkpoints import (
     Checkpoints,
     latest_checkpoint,

@@ -4,25 +4,21 @@ From epoch s on, with :math:`\theta_e` the weights after epoch e (every k-th),
 
 .. math:: \bar\theta = \frac{1}{n} \sum_{i=0}^{n-1} \theta_{s + i k},
 
-and BatchNorm statistics computed afresh for :math:`\bar\theta`, as the mean over the batches of the
-training set without augmentation. On SGD this is SWA, on AdamW Gadam, on Padam GadamX
-(granziol2020 averages from epoch 161 of 300).
+and BatchNorm statistics computed afresh for :math:`\bar\theta` over all rows of the training set, S
+and A, without augmentation (`planimeter.training.batch_norm`). On SGD this is SWA, on AdamW Gadam,
+on Padam GadamX (granziol2020 averages from epoch 161 of 300).
 
 Sources: Izmailov et al. 2018 (arXiv 1803.05407); granziol2020, published code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from planimeter.errors import InputError
-from planimeter.landscape.modes import batch_norms
-from planimeter.training.evaluation import Rows, device_of, pieces
 
 
 @dataclass(frozen=True)
@@ -54,21 +50,3 @@ class Averaging:
 def new_average(model: nn.Module) -> AveragedModel:
     """An average of no weights yet; `update_parameters(model)` adds some."""
     return AveragedModel(model)
-
-
-def recompute_batch_norm(model: nn.Module, *sets: Rows) -> None:
-    """BatchNorm's running statistics from these rows, the mean over their batches.
-
-    Torch's global random numbers, which dropout draws, are left where they were.
-    """
-    if not batch_norms(model):
-        return
-
-    def inputs() -> Iterator[Tensor]:
-        for rows in sets:
-            for batch, _ in pieces(rows):
-                yield batch
-
-    device = device_of(model)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        update_bn(inputs(), model, device=device)

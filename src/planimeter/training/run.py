@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from planimeter.errors import InputError
 from planimeter.losses import Loss
-from planimeter.training.averaging import Averaging, new_average, recompute_batch_norm
+from planimeter.training.averaging import Averaging, new_average
+from planimeter.training.batch_norm import recompute_batch_norm
 from planimeter.training.checkpoints import load_checkpoint, save_checkpoint
 from planimeter.training.evaluation import Evaluation, Rows, device_of, evaluate
 from planimeter.training.recording import Record, Recording
