@@ -118,3 +118,19 @@ def test_a_forward_pass_may_look_at_its_own_numbers():
     data = torch.randn(40, 2).double(), torch.rand(40, 1).double()
     landscape = LossLandscape(Counted(), F.mse_loss, data)
     assert "3 of 3 batches" in worst_case_sharpness(landscape, m=16).method
+
+
+@pytest.mark.parametrize(("size", "count"), [(7, 6), (40, 1), (11, 4), (1, 40)])
+def test_batches_are_counted_as_they_come(size, count):
+    """A loader keeps its own batches: no more are done than there are, and all leave no error."""
+    landscape = two_parameters()
+    x, y = landscape.data.tensors
+    batches = list(zip(x.split(size), y.split(size), strict=True))
+    loaded = LossLandscape(landscape.model, F.binary_cross_entropy_with_logits, batches)
+    seen: list = []
+    found = worst_case_sharpness(
+        loaded, m=16, steps=2, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(done, count) for done in range(1, count + 1)]
+    assert f"{count} of {count} batches" in found.method
+    assert found.stderr == 0

@@ -1,10 +1,13 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from planimeter.errors import InputError
-from planimeter.flatness import MEASURES, all_names, measure
+from planimeter.flatness import MEASURES, all_names, measure, measure_layers
+from planimeter.flatness.registry import check_settings
+from planimeter.symmetry import audit
 
 
 def test_every_measure_describes_itself():
@@ -48,3 +51,44 @@ def test_the_docs_have_a_line_for_every_measure():
     text = (Path(__file__).parents[2] / "docs" / "measures.md").read_text(encoding="utf-8")
     for name in MEASURES:
         assert f"| `{name.removeprefix('gauss_newton_')}` |" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"trace": {"prbes": 3}}, r"no setting of trace 'prbes'; .*did you mean 'probes'\?"),
+        ({"trace": {"probes": "many"}}, "trace.probes must be a whole number, got 'many'"),
+        ({"trace": {"probes": 2.5}}, "trace.probes must be a whole number, got 2.5"),
+        ({"trace": {"probes": True}}, "trace.probes must be a whole number, got True"),
+        ({"trace": {"probes": None}}, "trace.probes must be a whole number, got None"),
+        ({"trace": {"tolerance": None}}, "trace.tolerance must be a number"),
+        ({"trace": {"tolerance": float("nan")}}, "trace.tolerance must be a number"),
+        ({"trace": {"method": 3}}, "trace.method must be a word"),
+        ({"trace": {"seed": "x"}}, "trace.seed must be a whole number"),
+        ({"trace": {"progress": print}}, "no setting of trace 'progress'"),
+        ({"l2_norm": {"lr": 1}}, "no setting of l2_norm 'lr'; there are seed"),
+        ({"trace": 5}, r"settings of trace are values by name, such as .*, got 5"),
+        ({"trace": None}, "settings of trace are values by name"),
+        ({"probes": 3}, "no measure 'probes'"),
+        ({"tracee": {}}, "no measure 'tracee'; did you mean trace"),
+        ([1], "settings are those of each measure by its name"),
+        ({"rangamani": {"horizontal": 1}}, "rangamani.horizontal must be true or false"),
+        ({"gauss_newton_trace": {"matrix": "hessian"}}, "no setting of gauss_newton_trace 'matrix"),
+        ({"distance_from_init": {"initial": 3}}, "must be a landscape, or parameters by name"),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_work(small_landscape, settings, message):
+    seen: list = []
+    for function in (measure, measure_layers, audit):
+        with pytest.raises(InputError, match=message):
+            function(small_landscape, ["l2_norm"], settings=settings, progress=seen.append)
+    assert not seen
+
+
+def test_every_default_is_a_setting_that_is_taken(small_landscape):
+    """What a signature says of a setting is what may be given."""
+    for name, m in MEASURES.items():
+        check_settings({name: m.settings | {"seed": 3}})
+        check_settings({name: m.quick})
+    check_settings({"trace": {"probes": np.int64(3), "tolerance": np.float64(0.5)}})
+    check_settings({"trace": {"tolerance": 1}})

@@ -76,7 +76,7 @@ def worst_case_sharpness(
             raise InputError(f"{name} must be at least 1, got {number}")
     theta = landscape.theta
     scale = theta.abs() if adaptive else torch.ones_like(theta)
-    total = math.ceil(landscape.num_rows / m)
+    total = _number_of_batches(landscape, m)
     ascents: list[Ascent] = []
     rows: list[int] = []
     shuffled = landscape.minibatches(m, torch.Generator().manual_seed(seed))
@@ -100,6 +100,13 @@ def worst_case_sharpness(
         converged=settled < 0.05,
         seed=seed,
     )
+
+
+def _number_of_batches(landscape: LossLandscape, m: int) -> int:
+    """Of one epoch: a loader keeps its own batches, whatever `m` is."""
+    if landscape.data.tensors is not None:
+        return math.ceil(landscape.num_rows / m)
+    return sum(1 for _ in landscape.data)
 
 
 def average_sharpness(

@@ -15,7 +15,7 @@ from typing import Any
 
 from planimeter.errors import InputError, MeasurementWarning
 from planimeter.estimate import Estimate
-from planimeter.flatness.registry import MEASURES, check_names, measure
+from planimeter.flatness.registry import MEASURES, check_names, check_settings, measure
 from planimeter.landscape import LossLandscape
 
 DEFAULT = (
@@ -56,6 +56,7 @@ def measure_layers(
     """
     chosen = list(DEFAULT if names is None else names)
     check_names(chosen)
+    check_settings(settings or {})
     for name in chosen:
         if not MEASURES[name].by_layer:
             possible = ", ".join(n for n, m in MEASURES.items() if m.by_layer)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from planimeter.errors import InputError, MeasurementWarning, NotApplicableError
+from planimeter.errors import MeasurementWarning, NotApplicableError
 from planimeter.estimate import Estimate
 from planimeter.flatness import (
     adaptive,
@@ -23,6 +22,7 @@ from planimeter.flatness import (
     relative,
     riemannian,
 )
+from planimeter.flatness import settings as settings_of
 from planimeter.flatness.definition import Measure
 from planimeter.flatness.shared import sharing
 from planimeter.landscape import LossLandscape
@@ -48,13 +48,16 @@ def check_names(names: Iterable[str]) -> None:
     Raises:
         InputError: there is one.
     """
-    for name in names:
-        if name not in MEASURES:
-            near = difflib.get_close_matches(name, MEASURES, cutoff=0.5)
-            hint = (
-                f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(MEASURES)}"
-            )
-            raise InputError(f"no measure {name!r}; {hint}")
+    settings_of.check_names(names, MEASURES)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that the measures do not have: `planimeter.flatness.settings`.
+
+    Raises:
+        InputError: a measure, a setting or a value is not one of the registry's.
+    """
+    settings_of.check_settings(settings, MEASURES)
 
 
 def measure(
@@ -82,12 +85,14 @@ def measure(
         finished: called with the name and value of each measure when it is done.
 
     Raises:
-        InputError: a name is not in the registry; the nearest ones are suggested.
+        InputError: a name is not in the registry, or a setting not one of its measure; the nearest
+            are suggested. Nothing has been computed then.
         NotApplicableError: only one measure is asked for, it does not apply, and nobody hears of
             it by `refused`.
     """
     chosen = [names] if isinstance(names, str) else list(all_names() if names is None else names)
-    check_names([*chosen, *(settings or {})])
+    check_names(chosen)
+    check_settings(settings or {})
     results: dict[str, Estimate] = {}
     with sharing():
         for name in sorted(chosen, key=lambda n: not n.endswith(_FIRST)):

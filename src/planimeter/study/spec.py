@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from planimeter.errors import InputError, suggestion
-from planimeter.flatness import MEASURES
+from planimeter.flatness.registry import check_settings
 from planimeter.study.data_spec import DataSpec
 from planimeter.study.model_spec import ModelSpec
 from planimeter.study.optimiser_spec import OptimiserSpec
@@ -107,6 +107,12 @@ class Study(Section):
     def _none_is_no_prior(cls, given: Any) -> Any:
         return {"noise": ()} if given is None else given
 
+    @field_validator("measures")
+    @classmethod
+    def _known(cls, given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        check_settings(given)
+        return given
+
     @model_validator(mode="after")
     def _consistent(self) -> Study:
         available, largest = self.data.largest_attack_set(), max(self.grid.attack)
@@ -117,10 +123,7 @@ class Study(Section):
                 f"{self.data.name} has {available} rows beside the training and test sets, too few "
                 f"for an attack set of {largest}"
             )
-        _check_measures(self.measures)
         record = self.training.record
-        if record is not None:
-            _check_measures(record.measures)
         if self.prior.noise and self.data.number_of_classes > 2:
             raise ValueError("log P(f) needs a binary task: set `prior: null` to leave it out")
         if self.prior.networks is not None and self.prior.kernel == "analytic":
@@ -132,18 +135,6 @@ class Study(Section):
         for name in self.figures:
             _one_of("figure quantity", name, ["log_prior", *self.measures], self)
         return self
-
-
-def _check_measures(measures: dict[str, dict[str, Any]]) -> None:
-    for name, settings in measures.items():
-        _one_of("measure", name, MEASURES, None)
-        for setting, value in settings.items():
-            known = MEASURES[name].settings
-            _one_of(f"setting of {name}", setting, known, None)
-            word = isinstance(known[setting], str)
-            if not isinstance(value, str if word else int | float):
-                kind = "a word" if word else "a number"
-                raise ValueError(f"{name}.{setting} must be {kind}, got {value!r}")
 
 
 def built_in_studies() -> dict[str, Traversable]:

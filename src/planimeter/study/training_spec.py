@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from planimeter.flatness.registry import check_settings
 from planimeter.study.section import Section
 from planimeter.training import (
     Averaging,
@@ -86,6 +87,12 @@ class RecordSpec(TimetableSpec):
 
     measures: dict[str, dict[str, Any]] = Field(default_factory=dict)
     log_prior: bool = False
+
+    @field_validator("measures")
+    @classmethod
+    def _known(cls, given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        check_settings(given)
+        return given
 
 
 class RescaleSpec(TimetableSpec):

@@ -21,6 +21,7 @@ from torch import Tensor
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.flatness import MEASURES, all_names, measure
+from planimeter.flatness.registry import check_settings
 from planimeter.landscape import LossLandscape
 from planimeter.symmetry.finding import find_rescalings
 from planimeter.symmetry.rescalings import Rescalings
@@ -145,7 +146,8 @@ def audit(
         progress: called with the name of what runs, its steps done and their number.
 
     Raises:
-        InputError: factor is not above 1, tolerance not positive, or a measure is unknown.
+        InputError: factor is not above 1, tolerance not positive, or a measure or
+            setting is unknown.
 
     Source: the invariances are those of rangamani2019 and of zhang2021, Appendix F.
     """
@@ -153,6 +155,7 @@ def audit(
         raise InputError(
             f"factor must be above 1 and tolerance positive, got {factor} and {tolerance}"
         )
+    check_settings(settings or {})
     chosen = list(default_names() if names is None else names)
     refused: dict[str, str] = {}
     quick = {

@@ -11,7 +11,7 @@ from torch import nn
 
 from planimeter.errors import InputError
 from planimeter.flatness import measure
-from planimeter.flatness.registry import check_names
+from planimeter.flatness.registry import check_settings
 from planimeter.landscape import LossLandscape
 from planimeter.symmetry import alpha_scaling
 
@@ -99,9 +99,9 @@ def measuring(
         landscape_of: a network to the landscape to measure.
 
     Raises:
-        InputError: a name is unknown.
+        InputError: a name or a setting is unknown.
     """
-    check_names(measures)
+    check_settings(measures)
     settings = {name: dict(own) for name, own in measures.items()}
 
     def hook(model: nn.Module) -> dict[str, Any]:
