@@ -185,7 +185,11 @@ def test_every_optimiser_can_stand_in_a_study(name):
         ("{start: 161}", "{strat: 161}", "line 8: unknown key 'training.averaging.strat'; .*start"),
         ("{start: 161}", "{start: 9999}", "averaging starts at epoch 9999, training ends at 5020"),
         ("after_stop: [0,", "after_sop: [0,", "line 9: unknown key .*did you mean 'after_stop'"),
-        ("{trace: {probes", "{trac: {probes", "training.record.measures: no measure 'trac'; did you mean trace"),
+        (
+            "{trace: {probes",
+            "{trac: {probes",
+            "record.measures: no measure 'trac'; did you mean trace",
+        ),
         ("alpha: 0.5", "alpha: -1", "line 10: training.rescale.alpha: .*greater than 0"),
         ("[0.0, 0.25]", "[0.1, 0.1]", "weight decays must differ"),
         ("name: padam", "name: entropy_sgd", "entropy_sgd has no weight decay"),
