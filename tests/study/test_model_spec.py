@@ -1,8 +1,10 @@
 import inspect
 import json
+from collections.abc import Sequence
 
 import pytest
 from pydantic import TypeAdapter
+from torch import nn
 
 from planimeter.errors import InputError
 from planimeter.models.registry import MODELS, build_model, default_settings
@@ -100,3 +102,24 @@ def test_a_trial_runs_with_any_network(model, tmp_path):
     assert result["measures"]["rangamani"]["value"] > 0
     assert 0 <= result["test_error"] <= 1
     assert (tmp_path / f"{trial.key}.safetensors").is_file()
+
+
+def test_a_setting_that_an_architecture_gains_is_read_off_its_signature(monkeypatch):
+    """No second list has to know of it."""
+
+    def gated(
+        input_shape, outputs=1, *, gates: int = 2, names: Sequence[str] = ("a",), skip=True
+    ) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, outputs))
+
+    monkeypatch.setitem(MODELS, "gated", gated)
+    spec = study("{name: gated, names: [b, c]}").model
+    assert spec.model_dump(mode="json") == {
+        "name": "gated", "gates": 2, "names": ["b", "c"], "skip": True,
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"model: gates: .*integer.*, got 'many'"):
+        study("{name: gated, gates: many}")
+    with pytest.raises(InputError, match=r"model: skip: .*boolean.*, got 'perhaps'"):
+        study("{name: gated, skip: perhaps}")
+    with pytest.raises(InputError, match=r"gated has no setting 'gate'; .*did you mean 'gates'"):
+        study("{name: gated, gate: 3}")

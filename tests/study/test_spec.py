@@ -181,7 +181,7 @@ def test_every_optimiser_can_stand_in_a_study(name):
         ("name: linear", "name: liner", "line 7: no schedule 'liner'; .*did you mean 'linear'"),
         ("ratio: 0.5", "rato: 0.5", "line 7: unknown key 'training.schedule.rato'; .*'ratio'"),
         ("stop: loss_below", "stop: loss_blow", "line 4: training.stop: .*mean 'loss_below'"),
-        ("loss_below: 0.1", "overtrain: 1", "and a value for `loss_below` belong together"),
+        ("  loss_below: 0.1\n", "", "and a value for `loss_below` belong together"),
         ("{start: 161}", "{strat: 161}", "line 8: unknown key 'training.averaging.strat'; .*start"),
         ("{start: 161}", "{start: 9999}", "averaging starts at epoch 9999, training ends at 5020"),
         ("after_stop: [0,", "after_sop: [0,", "line 9: unknown key .*did you mean 'after_stop'"),

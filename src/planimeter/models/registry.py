@@ -6,7 +6,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
@@ -128,6 +128,18 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
             raise InputError(
                 f"{name} has no setting {setting!r}; {there_are}" + _near(setting, known)
             )
+
+
+def setting_type(name: str, setting: str) -> Any:
+    """What the signature of an architecture's function says that a setting takes.
+
+    That of the default where there is no annotation.
+    """
+    parameter = inspect.signature(MODELS[name]).parameters[setting]
+    if parameter.annotation is parameter.empty:
+        unsaid = parameter.default is parameter.empty or parameter.default is None
+        return Any if unsaid else type(parameter.default)
+    return get_type_hints(MODELS[name]).get(setting, Any)
 
 
 def _near(word: str, known: Mapping[str, Any]) -> str:

@@ -31,6 +31,7 @@ from planimeter.data.classes import (
 )
 from planimeter.data.datasets import DATASETS, known
 from planimeter.errors import suggestion
+from planimeter.study.section import Number, Switch, Whole
 
 
 def _class(given: Any) -> int | str:
@@ -70,18 +71,18 @@ class DataSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
-    train: int = Field(ge=1)
-    test: int = Field(ge=1)
+    train: Whole = Field(ge=1)
+    test: Whole = Field(ge=1)
     positive: tuple[Annotated[Any, BeforeValidator(_class)], ...] | None = None
     classes: Annotated[Any, BeforeValidator(_groups)] = None
-    seed: int = Field(default=0, ge=0)
-    n: int | None = None
+    seed: Whole = Field(default=0, ge=0)
+    n: Whole | None = None
     target: str | None = None
-    target_seed: int | None = None
+    target_seed: Whole | None = None
     normalisation: str | None = None
     wrong_labels: str = WRONG_LABELS[0]
-    corruption: float = Field(default=0.0, ge=0, le=1)
-    ladder: bool = False
+    corruption: Number = Field(default=0.0, ge=0, le=1)
+    ladder: Switch = False
 
     @model_validator(mode="before")
     @classmethod

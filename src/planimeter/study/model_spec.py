@@ -7,21 +7,22 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from planimeter.models.registry import check_settings, default_settings
+from planimeter.models.registry import check_settings, default_settings, setting_type
+from planimeter.study.section import Number, Switch, Whole
 
-_Share = Annotated[float, Field(ge=0, lt=1)]
+_Share = Annotated[Number, Field(ge=0, lt=1)]
 SETTINGS: dict[str, Any] = {
-    "hidden": tuple[Annotated[int, Field(ge=1)], ...],
-    "sigma_w": Annotated[float, Field(gt=0, allow_inf_nan=False)],
-    "sigma_b": Annotated[float, Field(ge=0, allow_inf_nan=False)],
-    "biases": bool,
+    "hidden": tuple[Annotated[Whole, Field(ge=1)], ...],
+    "sigma_w": Annotated[Number, Field(gt=0)],
+    "sigma_b": Annotated[Number, Field(ge=0)],
+    "biases": Switch,
     "dropout": _Share,
     "input_dropout": _Share,
-    "small_images": bool,
-    "depth": Annotated[int, Field(ge=1)],
-    "width": Annotated[int, Field(ge=1)],
+    "small_images": Switch,
+    "depth": Annotated[Whole, Field(ge=1)],
+    "width": Annotated[Whole, Field(ge=1)],
 }
-"""Type and range of each setting that an architecture may have."""
+"""Type and range of settings of architectures; of others the signature says what they take."""
 
 
 class ModelSpec(BaseModel):
@@ -39,12 +40,13 @@ class ModelSpec(BaseModel):
         name = given.get("name", cls.model_fields["name"].default)
         check_settings(name, settings)
         whole = default_settings(name) | settings
-        return {"name": name} | {key: _checked(key, value) for key, value in whole.items()}
+        return {"name": name} | {key: _checked(name, key, value) for key, value in whole.items()}
 
 
-def _checked(setting: str, value: Any) -> Any:
+def _checked(name: str, setting: str, value: Any) -> Any:
+    taken = SETTINGS[setting] if setting in SETTINGS else setting_type(name, setting)
     try:
-        return TypeAdapter(SETTINGS[setting]).validate_python(value)
+        return TypeAdapter(taken).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join([setting, *map(str, first["loc"])])

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from planimeter.study.section import Section
+from planimeter.study.section import Number, Section, Switch, Whole
 
-_Positive = Annotated[float, Field(gt=0)]
-_Decay = Annotated[float, Field(ge=0)]
-_Share = Annotated[float, Field(ge=0, lt=1)]
+_Positive = Annotated[Number, Field(gt=0)]
+_Decay = Annotated[Number, Field(ge=0)]
+_Share = Annotated[Number, Field(ge=0, lt=1)]
 
 
 class SGDSpec(Section):
@@ -20,7 +20,7 @@ class SGDSpec(Section):
     name: Literal["sgd"]
     lr: _Positive
     momentum: _Share = 0.0
-    nesterov: bool = False
+    nesterov: Switch = False
     weight_decay: _Decay = 0.0
 
     @model_validator(mode="after")
@@ -44,7 +44,7 @@ class NesterovSpec(Section):
 
     name: Literal["nesterov"]
     lr: _Positive = 0.01
-    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    momentum: Annotated[Number, Field(gt=0, lt=1)] = 0.9
     weight_decay: _Decay = 0.0
 
 
@@ -65,7 +65,7 @@ class AdamSpec(Section):
     lr: _Positive = 1e-3
     betas: tuple[_Share, _Share] = (0.9, 0.999)
     eps: _Decay = 1e-8
-    amsgrad: bool = False
+    amsgrad: Switch = False
     weight_decay: _Decay = 0.0
 
 
@@ -76,7 +76,7 @@ class AdamWSpec(Section):
     lr: _Positive = 1e-3
     betas: tuple[_Share, _Share] = (0.9, 0.999)
     eps: _Decay = 1e-8
-    amsgrad: bool = False
+    amsgrad: Switch = False
     weight_decay: _Decay = 0.01
 
 
@@ -107,9 +107,9 @@ class PadamSpec(Section):
     lr: _Positive = 0.1
     betas: tuple[_Share, _Share] = (0.9, 0.999)
     eps: _Decay = 1e-8
-    partial: Annotated[float, Field(ge=0, le=0.5)] = 0.125
+    partial: Annotated[Number, Field(ge=0, le=0.5)] = 0.125
     weight_decay: _Decay = 0.0
-    decoupled: bool = False
+    decoupled: Switch = False
 
 
 class SAMSpec(Section):
@@ -129,7 +129,7 @@ class EntropySGDSpec(Section):
     lr: _Positive = 1.0
     momentum: _Share = 0.9
     inner_lr: _Positive = 0.1
-    inner_steps: int = Field(default=20, ge=1)
+    inner_steps: Whole = Field(default=20, ge=1)
     averaging: _Share = 0.75
     thermal_noise: _Decay = 1e-4
     gamma: _Decay = 1e-4

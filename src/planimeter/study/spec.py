@@ -22,7 +22,8 @@ from planimeter.flatness.registry import check_settings
 from planimeter.study.data_spec import DataSpec
 from planimeter.study.model_spec import ModelSpec
 from planimeter.study.optimiser_spec import OptimiserSpec
-from planimeter.study.section import Section
+from planimeter.study.plain_yaml import read
+from planimeter.study.section import Number, Section, Whole
 from planimeter.study.training_spec import TrainingSpec
 
 
@@ -34,9 +35,9 @@ class GridSpec(Section):
 
     added = frozenset({"weight_decay"})
     optimisers: tuple[OptimiserSpec, ...] = Field(min_length=1)
-    attack: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
-    repetitions: int = Field(ge=1)
-    weight_decay: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
+    attack: tuple[Annotated[Whole, Field(ge=0)], ...] = Field(min_length=1)
+    repetitions: Whole = Field(ge=1)
+    weight_decay: tuple[Annotated[Number, Field(ge=0)], ...] | None = Field(
         default=None, min_length=1
     )
 
@@ -71,20 +72,20 @@ class PriorSpec(Section):
     """
 
     added = frozenset({"kernel", "networks", "sigma_w", "sigma_b"})
-    noise: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)
-    particles: int = Field(default=1000, ge=10)
-    runs: int = Field(default=8, ge=2)
+    noise: tuple[Annotated[Number, Field(ge=0)], ...] = (0.0,)
+    particles: Whole = Field(default=1000, ge=10)
+    runs: Whole = Field(default=8, ge=2)
     kernel: Literal["analytic", "empirical"] = "analytic"
-    networks: int | None = Field(default=None, ge=2)
-    sigma_w: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    sigma_b: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    networks: Whole | None = Field(default=None, ge=2)
+    sigma_w: Number | None = Field(default=None, gt=0)
+    sigma_b: Number | None = Field(default=None, ge=0)
 
 
 class StatisticsSpec(Section):
     """Bootstrap of the correlations."""
 
-    bootstrap: int = Field(default=2000, ge=100)
-    confidence: float = Field(default=0.95, gt=0, lt=1)
+    bootstrap: Whole = Field(default=2000, ge=100)
+    confidence: Number = Field(default=0.95, gt=0, lt=1)
 
 
 class Study(Section):
@@ -100,7 +101,7 @@ class Study(Section):
     prior: PriorSpec = PriorSpec()
     statistics: StatisticsSpec = StatisticsSpec()
     figures: tuple[str, ...] = ("log_prior",)
-    seed: int = Field(default=0, ge=0)
+    seed: Whole = Field(default=0, ge=0)
 
     @field_validator("prior", mode="before")
     @classmethod
@@ -166,7 +167,12 @@ def load_study(reference: str) -> Study:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise InputError(f"no study file at {path}")
-        return parse_study(path.read_text(encoding="utf-8"), str(path))
+        try:
+            return parse_study(path.read_text(encoding="utf-8"), str(path))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is no text in UTF-8: save it as such") from error
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
     raise InputError(
         f"no study {reference!r}: pass a .yaml file or one of {', '.join(built_in)}"
         + suggestion(reference, built_in)
@@ -175,11 +181,7 @@ def load_study(reference: str) -> Study:
 
 def parse_study(text: str, origin: str) -> Study:
     """A study from YAML text; `origin` is what messages call it."""
-    try:
-        content = yaml.safe_load(text)
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
+    content, tree = read(text, origin)
     if not isinstance(content, dict):
         raise InputError(f"{origin} must hold keys and values, such as `title:` and `data:`")
     try:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from planimeter.flatness.registry import check_settings
-from planimeter.study.section import Section
+from planimeter.study.section import Number, Section, Switch, Whole
 from planimeter.training import (
     Averaging,
     Schedule,
@@ -21,8 +21,8 @@ from planimeter.training import (
     zero_error,
 )
 
-_Positive = Annotated[float, Field(gt=0)]
-_Epochs = tuple[Annotated[int, Field(ge=0)], ...]
+_Positive = Annotated[Number, Field(gt=0)]
+_Epochs = tuple[Annotated[Whole, Field(ge=0)], ...]
 
 
 class ConstantSpec(Section):
@@ -39,8 +39,8 @@ class LinearSpec(Section):
     """granziol2020's: constant, then linear to `ratio`; `epochs` is by default `max_epochs`."""
 
     name: Literal["linear"]
-    ratio: Annotated[float, Field(ge=0, le=1)] = 0.01
-    epochs: Annotated[int, Field(ge=1)] | None = None
+    ratio: Annotated[Number, Field(ge=0, le=1)] = 0.01
+    epochs: Annotated[Whole, Field(ge=1)] | None = None
 
     def function(self, max_epochs: int) -> Schedule:
         """Epochs done to the factor of the rate."""
@@ -51,8 +51,8 @@ class StepsSpec(Section):
     """rangamani2019's: times `factor` every so many epochs."""
 
     name: Literal["steps"]
-    every: int = Field(default=30, ge=1)
-    factor: float = Field(default=0.5, gt=0)
+    every: Whole = Field(default=30, ge=1)
+    factor: Number = Field(default=0.5, gt=0)
 
     def function(self, max_epochs: int) -> Schedule:
         """Epochs done to the factor of the rate."""
@@ -65,8 +65,8 @@ ScheduleSpec = Annotated[ConstantSpec | LinearSpec | StepsSpec, Field(discrimina
 class AveragingSpec(Section):
     """Average the weights of every so many epochs, from epoch `start` on."""
 
-    start: int = Field(ge=1)
-    every: int = Field(default=1, ge=1)
+    start: Whole = Field(ge=1)
+    every: Whole = Field(default=1, ge=1)
 
 
 class TimetableSpec(Section):
@@ -74,7 +74,7 @@ class TimetableSpec(Section):
 
     epochs: _Epochs = ()
     after_stop: _Epochs = ()
-    every: Annotated[int, Field(ge=1)] | None = None
+    every: Annotated[Whole, Field(ge=1)] | None = None
 
     @property
     def timetable(self) -> Timetable:
@@ -86,7 +86,7 @@ class RecordSpec(TimetableSpec):
     """Loss, errors, norm, and these measures, at some epochs; log P(f) too if asked."""
 
     measures: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    log_prior: bool = False
+    log_prior: Switch = False
 
     @field_validator("measures")
     @classmethod
@@ -122,11 +122,11 @@ class TrainingSpec(Section):
             "checkpoints",
         }
     )
-    batch_size: int = Field(default=32, ge=1)
-    max_epochs: int = Field(default=5000, ge=1)
+    batch_size: Whole = Field(default=32, ge=1)
+    max_epochs: Whole = Field(default=5000, ge=1)
     stop: Literal["zero_error", "loss_below", "epochs"] = "zero_error"
     loss_below: _Positive | None = None
-    overtrain: int = Field(default=0, ge=0)
+    overtrain: Whole = Field(default=0, ge=0)
     augmentation: Literal["none", "flip_crop"] = "none"
     schedule: ScheduleSpec = ConstantSpec()
     averaging: AveragingSpec | None = None
