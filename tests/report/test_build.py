@@ -1,3 +1,4 @@
+import math
 import re
 import shutil
 import struct
@@ -147,3 +148,58 @@ def test_weight_decays_stand_beside_loss_and_accuracy(small_study, tmp_path):
     assert means["train loss"] == pytest.approx((0.05, 0.0))
     assert means["tr H"] == pytest.approx((1.05, 4.302653 / 1.959964 / 3**0.5))  # Student, 2
     assert "What does weight decay do?" in built.html.read_text()
+
+
+def filled(study, folder, change=lambda trial, made: None):
+    store = Store(folder)
+    with store.writing(study, "small"):
+        for trial in trials_of(study):
+            made = result(trial)
+            change(trial, made)
+            store.add(trial, made)
+    return store
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_study_without_figures_has_a_report(small_study, tmp_path, measured):
+    update = {"figures": ()}
+    if not measured:
+        update |= {"measures": {}, "prior": small_study.prior.model_copy(update={"noise": ()})}
+    built = build_report(filled(small_study.model_copy(update=update), tmp_path))
+    page = built.html.read_text()
+    assert built.png is None
+    assert not (tmp_path / "report.png").exists()
+    assert "<h2>Figures</h2>" not in page
+    assert "<h2>Trials</h2>" in page
+    assert ("Which quantity predicts" in page) == measured
+    assert len(built.rows) == (6 if measured else 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "everywhere", "figures"),
+    [
+        (math.nan, True, ("trace",)),
+        (math.nan, True, ("trace", "keskar_sharpness")),
+        (math.nan, False, ("trace",)),
+        (-math.inf, True, ("trace",)),
+        (-1.0, False, ("trace",)),
+        (0.0, True, ("trace",)),
+    ],
+)
+def test_no_value_of_a_quantity_stops_the_report(small_study, tmp_path, value, everywhere, figures):
+    def spoil(trial, made):
+        if everywhere or trial.repetition == 0:
+            made["measures"]["trace"] = {"value": value, "stderr": abs(value), "converged": True}
+
+    study = small_study.model_copy(update={"figures": figures})
+    built = build_report(filled(study, tmp_path, spoil))
+    nothing = everywhere and not math.isfinite(value)
+    assert (built.png is None) == (nothing and figures == ("trace",))
+    assert any("tr H has no finite value" in w or "trace" in w for w in built.warnings) == nothing
+    assert "Plotly.newPlot" in built.html.read_text() or built.png is None
+
+
+def test_a_measure_that_was_not_taken_stops_no_report(small_study, tmp_path):
+    built = build_report(filled(small_study, tmp_path, lambda t, made: made["measures"].clear()))
+    assert {r.quantity.name for r in built.rows} == {"log_prior", "trace", "keskar_sharpness"}
+    assert all(r.pearson.n == 0 for r in built.rows if r.quantity.name == "trace")

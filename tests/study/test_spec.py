@@ -1,9 +1,14 @@
+import json
+from dataclasses import asdict, replace
+from hashlib import sha256
+
 import pytest
 import torch
 
 from planimeter.errors import InputError
 from planimeter.study import Study, built_in_studies, load_study, trials_of
 from planimeter.study.spec import parse_study
+from planimeter.study.trial import RESULT_VERSION
 from planimeter.training import (
     OPTIMISERS,
     Averaging,
@@ -203,3 +208,13 @@ def test_mistakes_in_training_are_named(old, new, message):
     assert old in TRAINING
     with pytest.raises(InputError, match=message):
         parse_study(TRAINING.replace(old, new), "bad.yaml")
+
+
+def test_only_trials_that_average_have_keys_of_their_own_version():
+    """Their BatchNorm statistics are computed otherwise than once; all others stay as they were."""
+    plain = trials_of(parse_study(GOOD, "good.yaml"))[0]
+    stored = {"version": RESULT_VERSION} | asdict(plain)
+    assert plain.key == sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:16]
+    averaged = replace(plain, training=plain.training | {"averaging": {"start": 1, "every": 1}})
+    stored = {"version": RESULT_VERSION} | asdict(averaged)
+    assert averaged.key != sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:16]

@@ -175,14 +175,14 @@ def _reporter(bar: Progress, reference: str, total: int) -> Any:
 def print_report(store: Store, as_json: bool) -> None:
     """Write the report of a run folder, and print its table or JSON."""
     from planimeter.report import build_report
-    from planimeter.report.figures import OPTIMISER_LABELS
+    from planimeter.training import optimiser_label
 
     built = build_report(store)
     if as_json:
         print_json(
             {
                 "html": str(built.html),
-                "png": str(built.png),
+                "png": None if built.png is None else str(built.png),
                 "warnings": built.warnings,
                 "correlations": [
                     {"optimiser": r.optimiser, "quantity": r.quantity.name}
@@ -200,21 +200,22 @@ def print_report(store: Store, as_json: bool) -> None:
     for row in built.rows:
         if row.optimiser != last:
             last = row.optimiser
-            lines.append((OPTIMISER_LABELS[last], f"{row.pearson.n} networks", "", ""))
+            lines.append((optimiser_label(last), f"{row.pearson.n} networks", "", ""))
         coefficients = (str(c) for c in (row.pearson, row.spearman, row.kendall))
         lines.append((f"  {row.quantity.symbol}", *coefficients))
-    print_table(
-        "Correlation with the test error, with intervals",
-        ("", "Pearson r", "Spearman ρ", "Kendall τ"),
-        lines,
-    )
+    if lines:
+        print_table(
+            "Correlation with the test error, with intervals",
+            ("", "Pearson r", "Spearman ρ", "Kendall τ"),
+            lines,
+        )
     if built.decays:
         print_wide_table(
             "What weight decay does: means over the networks, with their standard errors",
             ("optimiser, decay", "networks", *built.decays[0].means),
             [
                 (
-                    f"{OPTIMISER_LABELS[row.optimiser]} {row.weight_decay:g}",
+                    f"{optimiser_label(row.optimiser)} {row.weight_decay:g}",
                     str(row.networks),
                     *(format_with_error(*mean) for mean in row.means.values()),
                 )

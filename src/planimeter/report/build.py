@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from importlib import resources
+from math import isfinite
 from pathlib import Path
 
 import jinja2
@@ -12,17 +13,21 @@ import yaml
 
 from planimeter.errors import InputError
 from planimeter.estimate import format_with_error
-from planimeter.report.figures import OPTIMISER_LABELS, interactive_figure, printed_figure
+from planimeter.report.figures import interactive_figure, printed_figure
 from planimeter.report.over_time import curves, interactive_curves, printed_curves
 from planimeter.report.table import (
     CorrelationRow,
     DecayRow,
     correlation_rows,
     decay_rows,
+    drawn,
     quantities,
     usable,
 )
 from planimeter.study import Record, Store, Study, trials_of
+from planimeter.training import optimiser_label
+
+_CONFIG = {"displaylogo": False, "responsive": True}  # of plotly
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Report:
 
     Arguments:
         html: the report.
-        png: its figure.
+        png: its figure; None where no quantity is to be drawn, or has a value.
         over_time: the figure of what was recorded during training; None if nothing was.
         rows: the correlation table.
         decays: what each weight decay does, where the grid has several.
@@ -39,7 +44,7 @@ class Report:
     """
 
     html: Path
-    png: Path
+    png: Path | None
     over_time: Path | None
     rows: list[CorrelationRow]
     decays: list[DecayRow]
@@ -59,16 +64,20 @@ def build_report(store: Store) -> Report:
     rows = correlation_rows(study, records)
     decays = decay_rows(study, records)
     warnings = _warnings(study, records)
-    html, png = store.folder / "report.html", store.folder / "report.png"
-    printed_figure(study, records, rows, png)
-    figure = interactive_figure(study, records, rows).to_html(
-        full_html=False, include_plotlyjs=True, config={"displaylogo": False, "responsive": True}
-    )
-    recorded, over_time, drawn = curves(study, records), None, ""
-    if recorded:
-        over_time = store.folder / "over-time.png"
+    html, figure, lines = store.folder / "report.html", "", ""
+    png = store.folder / "report.png" if drawn(study, records) else None
+    if png is not None:
+        printed_figure(study, records, rows, png)
+        figure = interactive_figure(study, records, rows).to_html(
+            full_html=False, include_plotlyjs=True, config=_CONFIG
+        )
+    recorded = curves(study, records)
+    over_time = store.folder / "over-time.png" if recorded else None
+    if over_time is not None:
         printed_curves(recorded, over_time)
-        drawn = interactive_curves(recorded).to_html(full_html=False, include_plotlyjs=False)
+        lines = interactive_curves(recorded).to_html(
+            full_html=False, include_plotlyjs=png is None, config=_CONFIG
+        )
     template = (resources.files("planimeter") / "report" / "report.html.j2").read_text("utf-8")
     page = jinja2.Environment(autoescape=True).from_string(template)
     html.write_text(
@@ -76,12 +85,12 @@ def build_report(store: Store) -> Report:
             study=study,
             reference=reference,
             figure=figure,
-            over_time=drawn,
+            over_time=lines,
             rows=rows,
             decays=decays,
             format=format_with_error,
             unmet=_goal(study)[2],
-            labels=OPTIMISER_LABELS,
+            label=optimiser_label,
             warnings=warnings,
             quantities=quantities(study),
             trials=[_trial_line(r, [q.name for q in quantities(study)]) for r in records],
@@ -123,6 +132,11 @@ def _warnings(study: Study, records: list[Record]) -> list[str]:
             f"{len(stuck)} of {len(records)} trials {_goal(study)[1]} and are left out "
             f"of figures and correlations: {', '.join(stuck)}."
         )
+    found += [
+        f"{quantity.label} has no finite value in any trial, and no figure."
+        for quantity in quantities(study)
+        if usable(records) and not any(isfinite(quantity.of(r)[0]) for r in usable(records))
+    ]
     doubts: Counter[str] = Counter()
     for record in records:
         for name, estimate in record.result["measures"].items():

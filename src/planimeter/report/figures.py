@@ -11,33 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from planimeter.report.table import CorrelationRow, Quantity, by_optimiser, quantities, usable
+from planimeter.report.table import CorrelationRow, Quantity, by_optimiser, drawn, usable
 from planimeter.study import Record, Study
+from planimeter.training import optimiser_label
 
-OPTIMISER_LABELS = {
-    "sgd": "SGD",
-    "momentum": "Momentum",
-    "nesterov": "Nesterov",
-    "gradient_descent": "Gradient descent",
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "adagrad": "Adagrad",
-    "rmsprop": "RMSProp",
-    "padam": "Padam",
-    "sam": "SAM",
-    "entropy_sgd": "Entropy-SGD",
-}
 _COLOUR_SCALE = "viridis"
 
 
 def interactive_figure(
     study: Study, records: Sequence[Record], rows: Sequence[CorrelationRow]
 ) -> Any:
-    """A plotly figure, a panel for each quantity and optimiser."""
+    """A plotly figure, a panel for each quantity that can be drawn, and optimiser."""
     from plotly import graph_objects as go
     from plotly.subplots import make_subplots
 
-    shown, columns = quantities(study), by_optimiser(study, usable(records))
+    shown, columns = drawn(study, records), by_optimiser(study, usable(records))
     titles = [_panel_title(_row(rows, name, q)) for q in shown for name in columns]
     figure = make_subplots(
         len(shown),
@@ -81,7 +69,7 @@ def interactive_figure(
             )
             if i == len(shown):
                 figure.update_xaxes(title_text="test error (%)", row=i, col=j)
-            if quantity.logarithmic:
+            if _logarithmic(quantity, usable(records)):
                 figure.update_yaxes(type="log", row=i, col=j)
         figure.update_yaxes(title_text=quantity.label, row=i, col=1)
     figure.update_layout(
@@ -100,7 +88,7 @@ def printed_figure(
     """The same figure as a PNG file."""
     from matplotlib.figure import Figure
 
-    shown, columns = quantities(study), by_optimiser(study, usable(records))
+    shown, columns = drawn(study, records), by_optimiser(study, usable(records))
     figure = Figure(figsize=(3.6 * len(columns) + 1.2, 2.7 * len(shown)), layout="constrained")
     panels = figure.subplots(len(shown), len(columns), sharex=True, sharey="row", squeeze=False)
     points = None
@@ -123,7 +111,7 @@ def printed_figure(
             )
             panel.set_title(_panel_title(_row(rows, name, quantity)), fontsize=10)
             panel.grid(alpha=0.25)
-            if quantity.logarithmic:
+            if _logarithmic(quantity, usable(records)):
                 panel.set_yscale("log")
         line[0].set_ylabel(quantity.label)
     for panel in panels[-1]:
@@ -138,7 +126,7 @@ def _row(rows: Sequence[CorrelationRow], optimiser: str, quantity: Quantity) -> 
 
 
 def _panel_title(row: CorrelationRow) -> str:
-    label = OPTIMISER_LABELS.get(row.optimiser, row.optimiser)
+    label = optimiser_label(row.optimiser)
     r = row.pearson
     return f"{label}: r = {r.value:+.2f} [{r.low:+.2f}, {r.high:+.2f}]"
 
@@ -147,6 +135,12 @@ def _values(quantity: Quantity, records: Sequence[Record]) -> tuple[list[float],
     pairs = [quantity.of(r) for r in records]
     values = [v if np.isfinite(v) else np.nan for v, _ in pairs]
     return values, [e if np.isfinite(e) else 0.0 for _, e in pairs]
+
+
+def _logarithmic(quantity: Quantity, records: Sequence[Record]) -> bool:
+    """Whether an axis can be logarithmic: a number at zero or below would be left out of it."""
+    values = [quantity.of(record)[0] for record in records]
+    return quantity.logarithmic and all(v > 0 for v in values if np.isfinite(v))
 
 
 def _hover(record: Record, quantity: Quantity) -> str:

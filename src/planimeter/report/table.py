@@ -62,15 +62,28 @@ class DecayRow:
 
 
 def quantities(study: Study) -> list[Quantity]:
-    """What the figures of a study show, log P(f) under its first noise convention."""
-    noise = next(iter(study.prior.noise), 0.0)  # without any there is no such figure
-    convention = "Heaviside" if noise == 0 else f"noise {noise:g}"
+    """All that a study measures, what its figures show first; log P(f) under its first noise."""
+    measured = [*(["log_prior"] if study.prior.noise else []), *study.measures]
+    named = [name for name in study.figures if name in measured]
+    return [_quantity(study, name) for name in dict.fromkeys([*named, *measured])]
+
+
+def drawn(study: Study, records: Sequence[Record]) -> list[Quantity]:
+    """What the figures of a study can show: the quantities it names that have a value anywhere."""
+    values = usable(records)
     return [
-        Quantity("log_prior", f"log P(f), {convention} (nats)", "log P(f)", False)
-        if name == "log_prior"
-        else Quantity(name, MEASURES[name].label, MEASURES[name].symbol, True)
-        for name in study.figures
+        quantity
+        for quantity in quantities(study)
+        if quantity.name in study.figures and any(np.isfinite(quantity.of(r)[0]) for r in values)
     ]
+
+
+def _quantity(study: Study, name: str) -> Quantity:
+    if name != "log_prior":
+        return Quantity(name, MEASURES[name].label, MEASURES[name].symbol, True)
+    noise = study.prior.noise[0]
+    convention = "Heaviside" if noise == 0 else f"noise {noise:g}"
+    return Quantity("log_prior", f"log P(f), {convention} (nats)", "log P(f)", False)
 
 
 def usable(records: Sequence[Record]) -> list[Record]:

@@ -31,7 +31,7 @@ from planimeter.study.trial import (
     start_of,
 )
 from planimeter.training import (
-    FULL_BATCH,
+    OPTIMISERS,
     FitResult,
     fit_ensemble,
     make_optimiser,
@@ -177,7 +177,7 @@ def _shared_measures(trial: Trial, starts: list[Start]) -> list[dict[str, Estima
 
 def _batch_size(trial: Trial) -> int | None:
     """Rows a mini-batch; None for all."""
-    if trial.optimiser["name"] in FULL_BATCH:
+    if OPTIMISERS[trial.optimiser["name"]].full_batch:
         return None
     size: int = trial.training["batch_size"]
     return size

@@ -39,7 +39,7 @@ from planimeter.study.data_spec import DataSpec
 from planimeter.study.spec import Study
 from planimeter.study.training_spec import RecordSpec, TrainingSpec
 from planimeter.training import (
-    FULL_BATCH,
+    OPTIMISERS,
     Checkpoints,
     FitResult,
     Hook,
@@ -56,6 +56,8 @@ from planimeter.training import (
 
 # Raise this when a change of code changes the results of trials: old records then do not count.
 RESULT_VERSION = 4
+# Added for trials that average: BatchNorm's statistics of an average did not count rows once.
+_AVERAGED = 1
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ class Trial:
     @property
     def key(self) -> str:
         """Hash of the trial: 16 hexadecimal digits."""
-        content = json.dumps({"version": RESULT_VERSION} | asdict(self), sort_keys=True)
+        averaged = self.training.get("averaging") is not None
+        version = RESULT_VERSION + (_AVERAGED if averaged else 0)
+        content = json.dumps({"version": version} | asdict(self), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property
@@ -245,7 +249,7 @@ def _train(trial: Trial, start: Start, folder: Path | None) -> FitResult:
             spec.rescale.layer, spec.rescale.alpha, partial(landscape_of, task=task)
         )
         interventions.append(Intervention(spec.rescale.timetable, change))
-    batches, size = None, None if name in FULL_BATCH else spec.batch_size
+    batches, size = None, None if OPTIMISERS[name].full_batch else spec.batch_size
     if spec.augmentation != "none":
         batches = training_batches(
             *task.with_attack_set(trial.attack, start.attack_seed),

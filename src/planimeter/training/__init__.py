@@ -13,7 +13,13 @@ from planimeter.training.entropy_sgd import EntropySGD
 from planimeter.training.evaluation import Evaluation, evaluate, function_on
 from planimeter.training.fit import FitResult, fit, fit_to_zero_error
 from planimeter.training.member_optimisers import stackable
-from planimeter.training.optimisers import FULL_BATCH, OPTIMISERS, make_optimiser
+from planimeter.training.optimisers import (
+    FULL_BATCH,
+    OPTIMISERS,
+    Optimiser,
+    make_optimiser,
+    optimiser_label,
+)
 from planimeter.training.padam import Padam
 from planimeter.training.recording import (
     Hook,
@@ -41,6 +47,7 @@ __all__ = [
     "FitResult",
     "Hook",
     "Intervention",
+    "Optimiser",
     "Padam",
     "Record",
     "Recording",
@@ -61,6 +68,7 @@ __all__ = [
     "loss_below",
     "make_optimiser",
     "measuring",
+    "optimiser_label",
     "recompute_batch_norm",
     "save_weights",
     "shuffled",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,22 +16,43 @@ from planimeter.training.entropy_sgd import EntropySGD
 from planimeter.training.padam import Padam
 from planimeter.training.sam import SAM
 
-OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "momentum": partial(torch.optim.SGD, momentum=0.9),
-    "nesterov": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-    "gradient_descent": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "adagrad": torch.optim.Adagrad,
-    "rmsprop": torch.optim.RMSprop,
-    "padam": Padam,
-    "sam": SAM,
-    "entropy_sgd": EntropySGD,
+
+@dataclass(frozen=True)
+class Optimiser:
+    """All there is to say of an optimiser.
+
+    Arguments:
+        make: parameters and keyword settings to the optimiser of torch.
+        label: how tables and figures write it.
+        full_batch: whether every step is on all training rows: `fit(batch_size=None)`.
+    """
+
+    make: Callable[..., torch.optim.Optimizer]
+    label: str
+    full_batch: bool = False
+
+
+OPTIMISERS: dict[str, Optimiser] = {
+    "sgd": Optimiser(torch.optim.SGD, "SGD"),
+    "momentum": Optimiser(partial(torch.optim.SGD, momentum=0.9), "Momentum"),
+    "nesterov": Optimiser(partial(torch.optim.SGD, momentum=0.9, nesterov=True), "Nesterov"),
+    "gradient_descent": Optimiser(torch.optim.SGD, "Gradient descent", full_batch=True),
+    "adam": Optimiser(torch.optim.Adam, "Adam"),
+    "adamw": Optimiser(torch.optim.AdamW, "AdamW"),
+    "adagrad": Optimiser(torch.optim.Adagrad, "Adagrad"),
+    "rmsprop": Optimiser(torch.optim.RMSprop, "RMSProp"),
+    "padam": Optimiser(Padam, "Padam"),
+    "sam": Optimiser(SAM, "SAM"),
+    "entropy_sgd": Optimiser(EntropySGD, "Entropy-SGD"),
 }
 
-FULL_BATCH = frozenset({"gradient_descent"})
+FULL_BATCH = frozenset(name for name, entry in OPTIMISERS.items() if entry.full_batch)
 """Optimisers that take every step on all training rows: `fit(batch_size=None)`."""
+
+
+def optimiser_label(name: str) -> str:
+    """How tables and figures write an optimiser; its name where the registry does not know it."""
+    return OPTIMISERS[name].label if name in OPTIMISERS else name
 
 
 def make_optimiser(
@@ -40,7 +62,7 @@ def make_optimiser(
 
     Arguments:
         name: one of `OPTIMISERS`. "gradient_descent" is SGD whose batch is all rows, which is for
-            the training loop to see to (`FULL_BATCH`).
+            the training loop to see to (`Optimiser.full_batch`).
         params: parameters to optimise.
         seed: of an optimiser's own noise.
         settings: keywords of the optimiser, `lr` first of all.
@@ -53,7 +75,7 @@ def make_optimiser(
             f"no optimiser {name!r}; there are {', '.join(OPTIMISERS)}"
             f"{suggestion(name, OPTIMISERS)}"
         )
-    known = [p for p in inspect.signature(OPTIMISERS[name]).parameters if p != "params"]
+    known = [p for p in inspect.signature(OPTIMISERS[name].make).parameters if p != "params"]
     for setting in settings:
         if setting not in known:
             raise InputError(
@@ -63,7 +85,7 @@ def make_optimiser(
     if "seed" in known:
         settings = settings | {"seed": seed}
     try:
-        return OPTIMISERS[name](params, **settings)
+        return OPTIMISERS[name].make(params, **settings)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
