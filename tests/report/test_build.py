@@ -1,5 +1,6 @@
 import math
 import re
+import resource
 import shutil
 import struct
 import subprocess
@@ -203,3 +204,21 @@ def test_a_measure_that_was_not_taken_stops_no_report(small_study, tmp_path):
     built = build_report(filled(small_study, tmp_path, lambda t, made: made["measures"].clear()))
     assert {r.quantity.name for r in built.rows} == {"log_prior", "trace", "keskar_sharpness"}
     assert all(r.pearson.n == 0 for r in built.rows if r.quantity.name == "trace")
+
+
+def test_a_full_disk_leaves_the_old_report_or_none(store):
+    folder = store.folder
+    for attempt in range(2):
+        if attempt:
+            build_report(store)
+        before = {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".lock"}
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # plotly alone is larger
+        try:
+            with pytest.raises(InputError, match=r"cannot write to .*report.* free some space"):
+                build_report(store)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        after = {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".lock"}
+        assert after.get("report.html") == before.get("report.html")
+        assert not [name for name in after if ".part" in name]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planimeter.files import whole
 from planimeter.flatness import MEASURES
-from planimeter.report.files import check_figure_path, written_to
+from planimeter.report.files import check_figure_path
 from planimeter.symmetry.audit import CLAIMED, INVARIANT, UNCLEAR, Audit
 
 if TYPE_CHECKING:
@@ -87,5 +88,5 @@ def save_audit_figure(audit: Audit, path: Path, title: str) -> None:
         InputError: another file name, or the file cannot be written.
     """
     check_figure_path(path)
-    with written_to(path):
-        audit_figure(audit, title).savefig(path, dpi=160)
+    with whole(path) as beside:
+        audit_figure(audit, title).savefig(beside, dpi=160)

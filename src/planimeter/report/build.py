@@ -13,6 +13,7 @@ import yaml
 
 from planimeter.errors import InputError
 from planimeter.estimate import format_with_error
+from planimeter.files import whole
 from planimeter.report.figures import interactive_figure, printed_figure
 from planimeter.report.over_time import curves, interactive_curves, printed_curves
 from planimeter.report.table import (
@@ -80,25 +81,24 @@ def build_report(store: Store) -> Report:
         )
     template = (resources.files("planimeter") / "report" / "report.html.j2").read_text("utf-8")
     page = jinja2.Environment(autoescape=True).from_string(template)
-    html.write_text(
-        page.render(
-            study=study,
-            reference=reference,
-            figure=figure,
-            over_time=lines,
-            rows=rows,
-            decays=decays,
-            format=format_with_error,
-            unmet=_goal(study)[2],
-            label=optimiser_label,
-            warnings=warnings,
-            quantities=quantities(study),
-            trials=[_trial_line(r, [q.name for q in quantities(study)]) for r in records],
-            confidence=f"{100 * study.statistics.confidence:g}",
-            specification=yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False),
-        ),
-        encoding="utf-8",
+    text = page.render(
+        study=study,
+        reference=reference,
+        figure=figure,
+        over_time=lines,
+        rows=rows,
+        decays=decays,
+        format=format_with_error,
+        unmet=_goal(study)[2],
+        label=optimiser_label,
+        warnings=warnings,
+        quantities=quantities(study),
+        trials=[_trial_line(r, [q.name for q in quantities(study)]) for r in records],
+        confidence=f"{100 * study.statistics.confidence:g}",
+        specification=yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False),
     )
+    with whole(html) as beside:
+        beside.write_text(text, encoding="utf-8")
     return Report(html, png, over_time, rows, decays, warnings)
 
 

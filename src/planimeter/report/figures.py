@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from planimeter.files import whole
 from planimeter.report.table import CorrelationRow, Quantity, by_optimiser, drawn, usable
 from planimeter.study import Record, Study
 from planimeter.training import optimiser_label
@@ -118,7 +119,8 @@ def printed_figure(
         panel.set_xlabel("test error (%)")
     if points is not None:
         figure.colorbar(points, ax=panels, label="attack-set size |A|", shrink=0.5, aspect=40)
-    figure.savefig(path, dpi=150)
+    with whole(path) as beside:
+        figure.savefig(beside, dpi=150)
 
 
 def _row(rows: Sequence[CorrelationRow], optimiser: str, quantity: Quantity) -> CorrelationRow:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from planimeter.errors import InputError, check_writable
@@ -26,13 +24,3 @@ def check_figure_path(path: Path, *, interactive: bool = False) -> None:
         known = f"{', '.join(kinds[:-1])} or {kinds[-1]}"
         raise InputError(f"figures are written as {known}, got {path}")
     check_writable(path)
-
-
-@contextmanager
-def written_to(path: Path) -> Iterator[Path]:
-    """A file to write, its folder made; what the system refuses is an error in words."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield path
-    except OSError as error:
-        raise InputError(f"cannot write to {path}: {error.strerror}") from error

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from planimeter.files import whole
 from planimeter.flatness import MEASURES
 from planimeter.study import Record, Study
 
@@ -70,7 +71,8 @@ def printed_curves(found: dict[str, dict[str, Curve]], path: Path) -> None:
         if _logarithmic(lines):
             panel.set_yscale("log")
     panels[-1].set_xlabel("epoch")
-    figure.savefig(path, dpi=150)
+    with whole(path) as beside:
+        figure.savefig(beside, dpi=150)
 
 
 def _values(study: Study, record: Record, values: dict[str, Any]) -> list[tuple[str, float]]:

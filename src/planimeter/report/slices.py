@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from planimeter.errors import InputError
-from planimeter.report.files import INTERACTIVE, check_figure_path, written_to
+from planimeter.files import whole
+from planimeter.report.files import INTERACTIVE, check_figure_path
 from planimeter.slices import SharpnessPath, Slice
 
 LEVELS = 24
@@ -238,8 +239,8 @@ def _refuse_thin(result: Slice) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    with written_to(path):
+    with whole(path) as beside:
         if path.suffix == INTERACTIVE:
-            figure.write_html(path, include_plotlyjs=True, config={"displaylogo": False})
+            figure.write_html(beside, include_plotlyjs=True, config={"displaylogo": False})
         else:
-            figure.savefig(path, dpi=150)
+            figure.savefig(beside, dpi=150)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from planimeter.curvature import SpectralDensity
-from planimeter.report.files import check_figure_path, written_to
+from planimeter.files import whole
+from planimeter.report.files import check_figure_path
 
 WIDTH = 0.01
 """Width of an eigenvalue's bump, as a part of the range of the spectrum."""
@@ -49,5 +50,5 @@ def save_density_figure(densities: dict[str, SpectralDensity], path: Path, title
         )
         axis.margins(x=0)
     figure.suptitle(title, fontsize=10)
-    with written_to(path):
-        figure.savefig(path, dpi=150)
+    with whole(path) as beside:
+        figure.savefig(beside, dpi=150)

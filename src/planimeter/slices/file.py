@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planimeter.errors import InputError
+from planimeter.files import whole
 
 SKETCHES = 8
 """Random sums of a direction that are kept to recognise it; a direction may be gigabytes."""
@@ -109,16 +109,8 @@ class SliceFile:
             "seconds": np.array(seconds),
             **self.axes,
         }
-        unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
-                np.savez(file, **content)
-            unfinished.replace(self.path)
-        except OSError as error:
-            raise InputError(f"cannot write to {self.path}: {error.strerror}") from error
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with whole(self.path) as beside, beside.open("wb") as file:
+            np.savez(file, **content)
 
     def _refuse_another(self, stored: dict[str, np.ndarray]) -> None:
         settings = json.loads(str(stored["settings"]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
+from planimeter.files import cannot_write, whole
 from planimeter.training.recording import Timetable
 
 _WEIGHTS, _TENSORS, _PLAIN = "weights.safetensors", "state.safetensors", "state.json"
@@ -40,34 +42,45 @@ class Checkpoints:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """A network's parameters and buffers as safetensors, moved into place when whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    _save_tensors(model.state_dict(), partial)
-    partial.replace(path)
+    """A network's parameters and buffers as safetensors, moved into place when whole.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with whole(path) as beside:
+        _save_tensors(model.state_dict(), beside)
 
 
 def save_checkpoint(
     folder: Path, epoch: int, weights: Mapping[str, Tensor], state: Mapping[str, Any]
 ) -> Path:
-    """Write one checkpoint; one that is there for the same epoch is replaced."""
+    """Write one checkpoint; one that is there for the same epoch is replaced.
+
+    Raises:
+        InputError: it cannot be written; what was there stays.
+    """
     final = folder / f"epoch-{epoch:06d}"
     partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     tensors: dict[str, Tensor] = {}
     plain = _pack(state, tensors)
-    _save_tensors(weights, partial / _WEIGHTS)
-    _save_tensors(tensors, partial / _TENSORS)
-    with (partial / _PLAIN).open("w", encoding="utf-8") as file:
-        json.dump(plain, file)
-        file.flush()
-        os.fsync(file.fileno())
-    old = folder / f".{final.name}.old"
-    if final.exists():
-        final.replace(old)
-    partial.replace(final)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _save_tensors(weights, partial / _WEIGHTS)
+        _save_tensors(tensors, partial / _TENSORS)
+        with (partial / _PLAIN).open("w", encoding="utf-8") as file:
+            json.dump(plain, file)
+            file.flush()
+            os.fsync(file.fileno())
+        old = folder / f".{final.name}.old"
+        if final.exists():
+            final.replace(old)
+        partial.replace(final)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise cannot_write(final, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return final
 
 
@@ -99,10 +112,18 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
-    save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, path)
+    copies = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+    try:
+        save_file(copies, path)
+    except SafetensorError as error:  # which keeps the system's number in its words
+        number = re.search(r"\((?:os error|code:) (\d+)", str(error))
+        if number is None:
+            raise OSError(str(error)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _pack(tree: Any, tensors: dict[str, Tensor]) -> Any:

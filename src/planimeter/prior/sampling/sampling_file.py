@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from planimeter.errors import InputError, check_writable
+from planimeter.files import whole
 from planimeter.prior.sampling.counting import CountTable, Recount
 
 
@@ -98,13 +98,5 @@ def save_counts(
             "recount_counts": recount.counts,
             "recount_batches": np.array(recount.batches),
         }
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            np.savez(file, **content)
-        unfinished.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write to {path}: {error.strerror}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole(path) as beside, beside.open("wb") as file:
+        np.savez(file, **content)
