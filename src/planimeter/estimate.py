@@ -91,6 +91,7 @@ class Estimate:
             method=self.method or right.method,
             products=self.products + right.products,
             converged=self.converged and right.converged,
+            seed=right.seed if self.seed is None else self.seed,
             seconds=self.seconds + right.seconds,
             dof=min((d for d in (self.dof, right.dof) if d is not None), default=None),
         )._consists_of(errors)

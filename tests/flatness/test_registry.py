@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from planimeter.curvature import trace
 from planimeter.errors import InputError
 from planimeter.flatness import MEASURES, all_names, measure, measure_layers
 from planimeter.flatness.registry import check_settings
+from planimeter.landscape import LossLandscape
 from planimeter.symmetry import audit
 
 
@@ -29,6 +31,70 @@ def test_measures_agree_with_the_dense_hessian(small_landscape):
     for name, exact in (("trace", dense.trace()), ("frobenius_norm", dense.norm())):
         found = results[name]
         assert abs(found.value - float(exact)) <= 3 * found.stderr + 1e-9
+
+
+def trained(rows=40, width=14, dtype=torch.float64):
+    """A network that fits its rows, with more parameters than any measure has probes."""
+    torch.manual_seed(3)
+    inputs = torch.randn(rows, 5, dtype=dtype)
+    labels = (inputs[:, 0] > 0).long() + (inputs[:, 1] > 0.5).long()
+    net = torch.nn.Sequential(
+        torch.nn.Linear(5, width), torch.nn.ReLU(), torch.nn.Linear(width, 3)
+    ).to(dtype)
+    loss = torch.nn.functional.cross_entropy
+    optimiser = torch.optim.Adam(net.parameters(), lr=0.05)
+    for _ in range(80):
+        optimiser.zero_grad()
+        loss(net(inputs), labels).backward()
+        optimiser.step()
+    return LossLandscape(net, loss, (inputs, labels))
+
+
+FEWER = {"log_product_top_k": {"k": 5}, "effective_dimension": {"k": 5}, "trace": {"probes": 60}}
+
+
+def digits_of(estimate):
+    return estimate.value, estimate.stderr, estimate.method, estimate.seed, estimate.products
+
+
+def test_a_value_does_not_depend_on_what_else_is_asked_for():
+    landscape = trained()
+    together = measure(landscape, settings=FEWER, seed=7, refused=lambda *_: None)
+    assert len(together) > 0.9 * len(all_names())
+    backwards = measure(landscape, [*together][::-1], settings=FEWER, seed=7)
+    for name, found in together.items():
+        alone = measure(landscape, name, settings=FEWER, seed=7)[name]
+        assert digits_of(alone) == digits_of(found) == digits_of(backwards[name]), name
+
+
+def test_what_measures_share_is_of_their_own_seed_and_settings():
+    landscape = trained()
+    names = ["log_product_top_k", "top_eigenvalue", "trace", "frobenius_norm"]
+    settings = {
+        "log_product_top_k": {"k": 5, "seed": 0}, "top_eigenvalue": {"seed": 7},
+        "trace": {"seed": 1, "probes": 30}, "frobenius_norm": {"seed": 2, "probes": 30},
+    }  # fmt: skip
+    together = measure(landscape, names, settings=settings)
+    assert [found.seed for found in together.values()] == [0, 7, 1, 2]
+    for name in names:
+        alone = measure(landscape, name, settings=settings)[name]
+        assert digits_of(alone) == digits_of(together[name])
+    direct = trace(landscape.hessian(), probes=30, seed=1)
+    assert digits_of(direct) == digits_of(together["trace"])
+
+
+def test_a_seed_is_stamped_where_something_was_drawn_and_only_there():
+    landscape = trained()
+    one, other = (
+        measure(landscape, settings=FEWER, seed=seed, refused=lambda *_: None) for seed in (7, 8)
+    )
+    drawn = {name for name, found in one.items() if found.seed is not None}
+    assert {"top_eigenvalue", "trace", "effective_dimension", "keskar_sharpness"} <= drawn
+    assert not drawn & {"l2_norm", "path_norm", "rank_bound", "fisher_rao_norm", "output_margin"}
+    for name, found in one.items():
+        assert (found.seed, other[name].seed) in {(None, None), (7, 8)}
+        if name not in drawn:
+            assert found.value == other[name].value, name
 
 
 def test_settings_reach_the_measure(small_landscape):

@@ -11,7 +11,13 @@ from planimeter.curvature.rank_bound import (
     published_rank_bound,
 )
 from planimeter.curvature.summary import SpectralSummary, log_product, spectral_summary
-from planimeter.curvature.trace import DiagonalEstimate, diagonal, frobenius_norm, trace
+from planimeter.curvature.trace import (
+    DiagonalEstimate,
+    diagonal,
+    frobenius_norm,
+    trace,
+    trace_and_frobenius_norm,
+)
 
 __all__ = [
     "DiagonalEstimate",
@@ -33,4 +39,5 @@ __all__ = [
     "spectral_summary",
     "top_eigenvalues",
     "trace",
+    "trace_and_frobenius_norm",
 ]

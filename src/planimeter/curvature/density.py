@@ -119,10 +119,12 @@ class SpectralDensity:
         return self._moment(2, "Frobenius norm").sqrt()
 
     def effective_dimension(self, damping: float) -> Estimate:
-        r"""How many directions the data determine, :math:`\sum_i \lambda_i / (\lambda_i + c)`.
+        r"""How many directions the data determine,
+        :math:`\sum_{\lambda_i > 0} \lambda_i / (\lambda_i + c)`.
 
         Arguments:
-            damping: c > 0; eigenvalues below 0, which this does not suit, count as 0.
+            damping: c > 0; eigenvalues below 0, for which it is not defined (the term has a pole at
+                -c), count as 0.
 
         Source: MacKay 1992, Equation 4.9; Maddox et al. 2020, Equation 2.
         """

@@ -104,6 +104,8 @@ def spectral_summary(
         seed=seed + 1,
         progress=lambda done, total: progress(pairs.products + done, pairs.products + total),
     )
+    # The seed that makes all of it again is the one that was given here.
+    density = replace(density, seed=seed)
     return SpectralSummary(
         pairs,
         density,

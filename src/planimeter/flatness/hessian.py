@@ -22,11 +22,12 @@ from planimeter.curvature import (
     spectral_density,
     top_eigenvalues,
     trace,
+    trace_and_frobenius_norm,
 )
 from planimeter.errors import InputError, NotApplicableError
 from planimeter.estimate import Estimate
 from planimeter.flatness.definition import Measure
-from planimeter.flatness.shared import recalled, shared
+from planimeter.flatness.shared import shared
 from planimeter.landscape import LossLandscape
 from planimeter.operators import CurvatureOperator
 
@@ -136,9 +137,6 @@ def largest_eigenvalue(
 
     Source: granziol2020; zhang2021, Section 2.
     """
-    known = recalled(landscape, "eigenpairs", matrix)
-    if isinstance(known, Eigenpairs) and max_products is None and tolerance >= 1e-3:
-        return known.first()
     return shared(
         landscape,
         lambda: _extreme(
@@ -196,10 +194,14 @@ def effective_dimension(
     seed: int = 0,
     progress: Progress = _quiet,
 ) -> Estimate:
-    r"""How many directions the data determine, :math:`\sum_i \lambda_i / (\lambda_i + z)`.
+    r"""How many directions the data determine,
+    :math:`\sum_{\lambda_i > 0} \lambda_i / (\lambda_i + z)`.
+
+    It is defined for matrices without negative eigenvalues. Those of a Hessian curve down, so that
+    the data determine nothing along them: they count as 0 (the term itself has a pole at -z).
 
     Arguments:
-        matrix: "hessian" (negative eigenvalues count as 0) or "gauss_newton".
+        matrix: "hessian" or "gauss_newton".
         damping: z > 0.
         k, probes, steps: of the density.
         seed: of search and probes.
@@ -207,7 +209,7 @@ def effective_dimension(
     Source: Maddox et al. 2020, Equation 2.
     """
     spectrum = density(landscape, matrix, k, probes, steps, seed, progress)
-    return spectrum.effective_dimension(damping)
+    return replace(spectrum.effective_dimension(damping), seed=seed)
 
 
 def numerical_rank(
@@ -233,7 +235,7 @@ def numerical_rank(
     """
     spectrum = density(landscape, matrix, k, probes, steps, seed, progress)
     found = spectrum.numerical_rank(tolerance)
-    return replace(found, method=f"{found.method}, tolerance {tolerance:g}")
+    return replace(found, method=f"{found.method}, tolerance {tolerance:g}", seed=seed)
 
 
 def rank_bound(landscape: LossLandscape, *, matrix: str = "hessian") -> Estimate:
@@ -275,22 +277,43 @@ def _extreme(
     return replace(found, value=abs(found.value)) if which == "magnitude" else found
 
 
-_PLAIN = {"seed", "progress"}
+def _trace_and_norm(
+    landscape: LossLandscape, matrix: str, progress: Progress = _quiet, **settings: Any
+) -> tuple[Estimate, Estimate]:
+    """Trace and Frobenius norm from the same products, each as it is alone."""
+    return shared(
+        landscape,
+        lambda: trace_and_frobenius_norm(
+            matrix_of(landscape, matrix), **settings, progress=progress
+        ),
+        "trace_and_norm", matrix, *sorted(settings.items()),
+    )  # fmt: skip
 
 
-def _trace(landscape: LossLandscape, matrix: str = "hessian", **settings: Any) -> Estimate:
-    """From the density where another measure has computed it, else from probes of its own."""
-    known = recalled(landscape, "density", matrix)
-    if isinstance(known, SpectralDensity) and not set(settings) - _PLAIN:
-        return known.trace()
-    return trace(matrix_of(landscape, matrix), **settings)
+def _trace(
+    landscape: LossLandscape,
+    matrix: str = "hessian",
+    tolerance: float = 0.0,
+    method: str = "hutch++",
+    **settings: Any,
+) -> Estimate:
+    if tolerance or method != "hutch++":
+        return trace(matrix_of(landscape, matrix), tolerance=tolerance, method=method, **settings)
+    return _trace_and_norm(landscape, matrix, **settings)[0]
 
 
-def _frobenius_norm(landscape: LossLandscape, matrix: str = "hessian", **settings: Any) -> Estimate:
-    known = recalled(landscape, "density", matrix)
-    if isinstance(known, SpectralDensity) and not set(settings) - _PLAIN:
-        return known.frobenius_norm()
-    return frobenius_norm(matrix_of(landscape, matrix), **settings)
+def _frobenius_norm(
+    landscape: LossLandscape,
+    matrix: str = "hessian",
+    tolerance: float = 0.0,
+    method: str = "hutch++",
+    **settings: Any,
+) -> Estimate:
+    if tolerance or method != "hutch++":
+        return frobenius_norm(
+            matrix_of(landscape, matrix), tolerance=tolerance, method=method, **settings
+        )
+    return _trace_and_norm(landscape, matrix, **settings)[1]
 
 
 def _rank_bound(landscape: LossLandscape, matrix: str = "hessian", **_: Any) -> Estimate:
@@ -320,7 +343,7 @@ _TABLE: tuple[tuple[str, str, str, str, str, Callable[..., Estimate], Callable[.
         "Σ_{{i≤k}} log λ_i", "zhang2021 Figure S2", log_product_top_k, log_product_top_k,
     ),
     (
-        "effective_dimension", "effective dimension", "d_eff({})", "Σ λ_i / (λ_i + z)",
+        "effective_dimension", "effective dimension", "d_eff({})", "Σ_{{λ_i>0}} λ_i / (λ_i + z)",
         "Maddox et al. 2020", effective_dimension, effective_dimension,
     ),
     (

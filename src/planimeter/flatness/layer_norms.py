@@ -39,6 +39,7 @@ class LayerNorms:
             method="; ".join(filter(None, [what, self.note, worst and f"worst layer: {worst}"])),
             products=sum(e.products for e in self.spectral),
             converged=all(e.converged for e in self.spectral),
+            seed=next((e.seed for e in self.spectral if e.products), None),
         )
 
 

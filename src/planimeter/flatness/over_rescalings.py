@@ -95,7 +95,7 @@ def minimum_sharpness(
         f"{traces.method()}, {count} layers, residual {slack:.1e}",
         traces.products,
         slack < 1e-4,
-        seed,
+        None if traces.exact else seed,
     )
 
 
@@ -152,7 +152,12 @@ def normalized_flat_minima(
         stderr = math.hypot(widening(count) * math.sqrt((count - 1) / count * spread), bias)
     how = "exact diagonal" if exact else f"{spent} probes, jackknife"
     return Estimate(
-        value, stderr, f"{how}, {matrix}, residual {residual:.1e}", spent, residual < 1e-6, seed
+        value,
+        stderr,
+        f"{how}, {matrix}, residual {residual:.1e}",
+        spent,
+        residual < 1e-6,
+        None if exact else seed,
     )
 
 

@@ -33,9 +33,6 @@ FAMILIES = (
 
 MEASURES: dict[str, Measure] = {m.name: m for family in FAMILIES for m in family.MEASURES}
 
-# What other measures can be read off goes first.
-_FIRST = ("effective_dimension", "numerical_rank", "log_product_top_k")
-
 
 def all_names() -> list[str]:
     """The measures that need nothing but a landscape."""
@@ -72,7 +69,8 @@ def measure(
 ) -> dict[str, Estimate]:
     """Several flatness measures of one landscape, each with its error.
 
-    Eigenpairs, densities and what products have in common are computed once for all of them.
+    Eigenpairs, densities and what products have in common are computed once for those that ask for
+    the same, with the same settings and seed: a value does not depend on what else is asked for.
 
     Arguments:
         landscape: where to measure.
@@ -95,7 +93,7 @@ def measure(
     check_settings(settings or {})
     results: dict[str, Estimate] = {}
     with sharing():
-        for name in sorted(chosen, key=lambda n: not n.endswith(_FIRST)):
+        for name in chosen:
             options = {"seed": seed} | (settings or {}).get(name, {})
             options["progress"] = partial(progress, name)
             started = time.perf_counter()
@@ -114,7 +112,6 @@ def measure(
                 continue
             results[name] = replace(
                 found,
-                seed=options["seed"],
                 dtype=str(landscape.dtype).removeprefix("torch."),
                 device=str(landscape.device),
                 seconds=time.perf_counter() - started,

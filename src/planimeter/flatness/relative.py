@@ -110,7 +110,9 @@ def relative_flatness_by_layer(
         strict=True,
     ):  # fmt: skip
         value, stderr = traces.combined(weights.to(traces.samples))
-        results[name] = Estimate(value, stderr, method, traces.products, seed=seed)
+        results[name] = Estimate(
+            value, stderr, method, traces.products, seed=None if traces.exact else seed
+        )
     return results
 
 

@@ -27,7 +27,10 @@ def sharing() -> Iterator[None]:
 
 
 def shared(landscape: LossLandscape, compute: Callable[[], Result], *key: Hashable) -> Result:
-    """`compute()`, or what it returned before for the same landscape and key inside `sharing`."""
+    """`compute()`, or what it returned before for the same landscape and key inside `sharing`.
+
+    The key holds everything that the result depends on: every setting, and the seed.
+    """
     known = _shared.get()
     if known is None:
         return compute()
@@ -36,13 +39,3 @@ def shared(landscape: LossLandscape, compute: Callable[[], Result], *key: Hashab
         known[place] = compute(), landscape  # keeps the landscape, so that its id stays its own
     found: Result = known[place][0]
     return found
-
-
-def recalled(landscape: LossLandscape, *key: Hashable) -> object | None:
-    """What `shared` remembers for a key that begins like this, if anything."""
-    place = (id(landscape), *key)
-    for known, (found, _) in (_shared.get() or {}).items():
-        if known[: len(place)] == place:
-            result: object = found
-            return result
-    return None

@@ -78,6 +78,7 @@ def spectral_norm(
         method=f"Lanczos, relative residual {float(pairs.residuals[0]) / value:.1e}",
         products=pairs.products,
         converged=bool(pairs.converged[0]),
+        seed=seed,
     )
 
 
