@@ -8,11 +8,11 @@ import subprocess
 import numpy as np
 import pytest
 
+from planimeter.analysis.correlation import correlations
 from planimeter.errors import InputError
 from planimeter.report import build_report
 from planimeter.report.table import correlation_rows
 from planimeter.study import Store, trials_of
-from planimeter.study.statistics import correlations
 
 
 def result(trial, *, converged=True, prior_converged=True):

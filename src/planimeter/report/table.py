@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planimeter.analysis.correlation import Correlation, correlations
 from planimeter.estimate import widening
 from planimeter.flatness import MEASURES
 from planimeter.study import Record, Study
-from planimeter.study.statistics import Correlation, correlations
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Studies: a YAML specification, its trials, a store for their results, and their statistics."""
+"""Studies: a YAML specification, its trials, and a store for their results."""
 
 from planimeter.study.spec import Study, built_in_studies, load_study
 from planimeter.study.store import Record, Store

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from planimeter.study.rank_intervals import population, rank_interval
+from planimeter.analysis.rank_intervals import population, rank_interval
 
 SAMPLE = {
     "spearman": lambda x, y: stats.spearmanr(x, y).statistic,

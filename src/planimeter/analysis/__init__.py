@@ -1,0 +1,54 @@
+"""What a population of networks says: correlations, contrasts, trends, and verdicts on claims."""
+
+from planimeter.analysis.agreement import Agreement, agreement
+from planimeter.analysis.claim import ANALYSES, Claim, PaperValue, Verdict, judge
+from planimeter.analysis.contrast import Contrast, contrast
+from planimeter.analysis.correlation import (
+    Correlation,
+    correlate,
+    correlation_table,
+    correlations,
+)
+from planimeter.analysis.difference import correlation_difference
+from planimeter.analysis.granulated import GranulatedTau, SignError, granulated_tau, sign_error
+from planimeter.analysis.mutual_information import (
+    ConditionalInformation,
+    conditional_mutual_information,
+)
+from planimeter.analysis.partial import partial_correlation
+from planimeter.analysis.population import Column, Population
+from planimeter.analysis.result import Result, TooFewError, simultaneous
+from planimeter.analysis.share import share_above
+from planimeter.analysis.trend import Trend, trend
+
+__all__ = [
+    "ANALYSES",
+    "Agreement",
+    "Claim",
+    "Column",
+    "ConditionalInformation",
+    "Contrast",
+    "Correlation",
+    "GranulatedTau",
+    "PaperValue",
+    "Population",
+    "Result",
+    "SignError",
+    "TooFewError",
+    "Trend",
+    "Verdict",
+    "agreement",
+    "conditional_mutual_information",
+    "contrast",
+    "correlate",
+    "correlation_difference",
+    "correlation_table",
+    "correlations",
+    "granulated_tau",
+    "judge",
+    "partial_correlation",
+    "share_above",
+    "sign_error",
+    "simultaneous",
+    "trend",
+]
