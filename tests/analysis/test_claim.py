@@ -61,7 +61,7 @@ def test_ratios_are_compared_with_one(population):
 
 
 def test_what_is_wrong_is_named():
-    with pytest.raises(InputError, match="no analysis 'corelation'.*'correlation'"):
+    with pytest.raises(InputError, match=r"no analysis 'corelation'.*'correlation'"):
         Claim("s", "corelation", {}, "above")
     with pytest.raises(InputError, match="no setting 'z'"):
         Claim("s", "correlation", {"x": "a", "y": "b", "z": "c"}, "above")

@@ -61,16 +61,16 @@ def test_numbers_survive_a_csv_file(tmp_path_factory, pairs):
 
 
 def test_what_is_wrong_is_named(three, tmp_path):
-    with pytest.raises(InputError, match="no column 'trac'.*'trace'"):
+    with pytest.raises(InputError, match=r"no column 'trac'.*'trace'"):
         three.column("trac")
     with pytest.raises(InputError, match="no factor 'trace'"):
         three.factor("trace")
-    with pytest.raises(InputError, match="'optimiser' has values that are no numbers.*sgd"):
+    with pytest.raises(InputError, match=r"'optimiser' has values that are no numbers.*sgd"):
         three.column("optimiser")
-    with pytest.raises(TooFewError, match="no member has.*adam.*sgd"):
+    with pytest.raises(TooFewError, match=r"no member has.*adam.*sgd"):
         three.where(optimiser="padam")
+    column = Column(np.zeros(1), np.zeros(1))
     with pytest.raises(InputError, match="'x' is a factor, outcome or quantity twice"):
-        column = Column(np.zeros(1), np.zeros(1))
         Population(("a",), {"x": np.zeros(1)}, {}, {"x": column})
     with pytest.raises(InputError, match=r"shape \(2,\), the population 1"):
         Population(("a",), {"x": np.zeros(2)})
