@@ -82,7 +82,7 @@ def curvature_roots(
     """
     inputs, targets = batch
     with torch.no_grad(), landscape.mode():
-        outputs = landscape.forward(landscape.parameters, inputs)
+        outputs = landscape.outputs(landscape.parameters, inputs)
     with landscape.mode():
         try:
             # In float32 the softmax of a row that is fitted well has no null vector: 1 - p cancels.
@@ -121,7 +121,7 @@ def row_derivatives(
     generator = torch.Generator().manual_seed(0)
     mixture = torch.randn(n, c, 1, generator=generator).to(roots)
     with torch.enable_grad(), landscape.mode(), watched(landscape.model, _has_formula) as calls:
-        outputs = landscape.forward(leaves, batch[0]).reshape(n, -1)
+        outputs = landscape.outputs(leaves, batch[0]).reshape(n, -1)
         sites = {
             path: call[0]
             for path, call in calls.items()
@@ -239,7 +239,7 @@ def _row_by_row(
     def one(row: Inputs, cotangents: Float[Tensor, "c d"]) -> dict[str, Tensor]:
         def outputs(p: Parameters) -> Tensor:
             single = _map(row, lambda t: t[None])
-            return landscape.forward({**held, **p}, single).reshape(-1)
+            return landscape.outputs({**held, **p}, single).reshape(-1)
 
         _, pull = torch.func.vjp(outputs, chosen)
         derivatives: dict[str, Tensor] = torch.vmap(pull)(cotangents)[0]
@@ -267,7 +267,7 @@ def _one_by_one(
     with torch.enable_grad():
         for i, cotangents in enumerate(roots):
             row = cut_rows(inputs, slice(i, i + 1), len(roots))
-            outputs = landscape.forward({**landscape.parameters, **leaves}, row).reshape(-1)
+            outputs = landscape.outputs({**landscape.parameters, **leaves}, row).reshape(-1)
             each = [
                 torch.autograd.grad(
                     outputs, list(leaves.values()), r, retain_graph=True, materialize_grads=True

@@ -118,5 +118,5 @@ def _widths(landscape: LossLandscape) -> tuple[list[int], int]:
 def _outputs(landscape: LossLandscape) -> int:
     inputs, targets = next(landscape.batches())
     with torch.no_grad(), landscape.mode():
-        one = landscape.forward(landscape.parameters, cut_rows(inputs, slice(1), len(targets)))
+        one = landscape.outputs(landscape.parameters, cut_rows(inputs, slice(1), len(targets)))
     return one.numel()

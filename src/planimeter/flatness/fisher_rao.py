@@ -80,4 +80,4 @@ def _metric_length(
 
 
 def _outputs(landscape: LossLandscape, inputs: Inputs, parameters: Parameters) -> Tensor:
-    return landscape.forward(parameters, inputs)
+    return landscape.outputs(parameters, inputs)

@@ -212,7 +212,7 @@ def run_with(
     """
     inputs, _ = first_rows(landscape) if batch is None else batch
     with torch.no_grad(), landscape.mode(), _hooked(landscape.model, answers):
-        return landscape.forward(landscape.parameters if state is None else state, inputs)
+        return landscape.outputs(landscape.parameters if state is None else state, inputs)
 
 
 def first_rows(landscape: LossLandscape) -> Batch:

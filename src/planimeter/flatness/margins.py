@@ -41,7 +41,7 @@ def margins(landscape: LossLandscape) -> Float[Tensor, " n"]:
     def compute() -> Tensor:
         parts = []
         for _, _, (inputs, targets) in landscape.function.pieces():
-            parts.append(_margins(landscape.forward(landscape.parameters, inputs), targets))
+            parts.append(_margins(landscape.outputs(landscape.parameters, inputs), targets))
         return torch.cat(parts)
 
     with torch.no_grad(), landscape.mode():

@@ -216,8 +216,8 @@ def _chain(landscape: LossLandscape) -> list[_Layer]:
                 parameters[layer.bias] = parameters[layer.bias] * factor
         inputs, _ = next(iter(landscape.batches()))
         with torch.no_grad(), landscape.mode():
-            one = landscape.forward(landscape.parameters, inputs)
-            two = landscape.forward(parameters, inputs)
+            one = landscape.outputs(landscape.parameters, inputs)
+            two = landscape.outputs(parameters, inputs)
         if float((one - two).norm()) > 1e-4 * float(one.norm()):
             why = "scaling its layers in turn changes its outputs"
     if why:

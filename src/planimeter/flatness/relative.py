@@ -150,7 +150,7 @@ def relative_flatness_of_softmax_layer(landscape: LossLandscape) -> Estimate:
         with torch.no_grad(), landscape.mode():
             for _, _, (inputs, _) in landscape.function.pieces():
                 seen.clear()
-                outputs = landscape.forward(landscape.parameters, inputs)
+                outputs = landscape.outputs(landscape.parameters, inputs)
                 if len(seen) != 1 or not torch.equal(seen[0][1], outputs) or outputs.ndim != 2:
                     raise NotApplicableError(f"the outputs of {name!r} are not the network's")
                 p = outputs.double().softmax(1)

@@ -8,15 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from planimeter.errors import InputError
+from planimeter.landscape.odd_data import kind, odd_part, way_out
 from planimeter.operators.batches import Batch, Inputs, cut_rows, is_finite, tensors_in
 from planimeter.operators.memory import free_memory
 
 TARGET_KEYS = ("labels", "label", "targets", "target")
+DEFAULT_ROWS = 2048
 KEPT_FRACTION = 8
 """A loader's rows are kept in memory when they take less than this part of what is free."""
 
@@ -26,9 +27,10 @@ class BatchData:
 
     Arguments:
         data: (inputs, targets), inputs a tensor or a tuple or dict of tensors with one entry a
-            row; or an iterable of batches that can be iterated again. A batch is such a pair, a
-            tuple whose last tensor is the targets, or a dict with the targets under "labels".
-        batch_size: rows a batch, for tensors.
+            row, or of other lengths, if they are more than one; or an iterable of batches that can
+            be iterated again. A batch is such a pair, a tuple whose last tensor is the targets, or
+            a dict with the targets under "labels".
+        batch_size: rows a batch, for tensors; None for some number.
         device, dtype: of the model; floating inputs are converted.
 
     Raises:
@@ -37,19 +39,26 @@ class BatchData:
     """
 
     def __init__(
-        self, data: Any, *, batch_size: int, device: torch.device, dtype: torch.dtype
+        self, data: Any, *, batch_size: int | None, device: torch.device, dtype: torch.dtype
     ) -> None:
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size must be at least 1 row, got {batch_size}")
-        self.batch_size, self.device, self.dtype = batch_size, device, dtype
+        self.batch_size = DEFAULT_ROWS if batch_size is None else batch_size
+        self.cut, self.device, self.dtype = batch_size is not None, device, dtype
+        self.uneven = self.whole = False
+        """Whether some inputs have another length than the targets; whether nothing is cut."""
         self.tensors: Batch | None = None
-        if isinstance(data, tuple | list) and any(isinstance(part, np.ndarray) for part in data):
+        odd = odd_part(data)
+        if odd is not None:
+            raise InputError(f"data must be tensors, got {kind(odd)}{way_out(odd)}")
+        if isinstance(data, Tensor):
             raise InputError(
-                "data must be tensors, got a NumPy array: use torch.from_numpy for inputs and "
-                "targets"
+                f"data must be (inputs, targets), got one tensor of shape {tuple(data.shape)}: "
+                f"the loss needs targets too; pass its own rows for those of an autoencoder"
             )
         if isinstance(data, tuple | list) and len(data) == 2 and _are_rows(*data):
             self.tensors = _checked_tensors(data[0], data[1])
+            self.uneven = _is_uneven(self.tensors)
             return
         if isinstance(data, Iterator) or not isinstance(data, Iterable):
             what = "one-shot " if isinstance(data, Iterator) else ""
@@ -69,13 +78,13 @@ class BatchData:
             return
         inputs, targets = self.tensors
         rows = len(targets)
-        for start in range(0, rows, self.batch_size):
-            part = slice(start, start + self.batch_size)
+        for start in range(0, rows, rows if self.whole else self.batch_size):
+            part = slice(start, start + (rows if self.whole else self.batch_size))
             yield self._placed(cut_rows(inputs, part, rows)), self._placed(targets[part])
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """One epoch of shuffled batches; a loader keeps its own batches and order."""
-        if self.tensors is None:
+        """One epoch of shuffled batches; those of a loader, or whole ones, are as they are."""
+        if self.tensors is None or self.whole:
             yield from self
             return
         inputs, targets = self.tensors
@@ -112,6 +121,7 @@ class BatchData:
         first: list[list[int]] = []
         for number, batch in enumerate(self._loaded(seed=1)):
             _check_rows(batch, f"batch {number}")
+            self.uneven |= _is_uneven(batch)
             first.append(_fingerprints(batch))
             room -= sum(t.untyped_storage().nbytes() for t in [*tensors_in(batch[0]), batch[1]])
             if room < 0:
@@ -143,7 +153,9 @@ class BatchData:
         if isinstance(values, Tensor):
             dtype = self.dtype if values.is_floating_point() else values.dtype
             values = values.clone() if values.is_inference() else values
-            return values.to(device=self.device, dtype=dtype)
+            placed = values.to(device=self.device, dtype=dtype)
+            # Not the user's own: a model that differentiates by its inputs may set their flag.
+            return placed if placed.requires_grad else placed.detach()
         if isinstance(values, dict):
             return {key: self._placed(value) for key, value in values.items()}
         if isinstance(values, tuple | list):
@@ -163,6 +175,11 @@ def _are_rows(inputs: Any, targets: Any) -> bool:
 def _pair(batch: Any, number: int) -> Batch:
     if isinstance(batch, Mapping):
         key = next((key for key in TARGET_KEYS if key in batch), None)
+        if key is not None and not isinstance(batch[key], Tensor):
+            raise InputError(
+                f"batch {number}: {key!r} must be a tensor, got {kind(batch[key])}"
+                f"{way_out(batch[key])}"
+            )
         if key is not None:
             return {k: v for k, v in batch.items() if k != key}, batch[key]
         raise InputError(
@@ -177,13 +194,20 @@ def _pair(batch: Any, number: int) -> Batch:
             return inputs, batch[-1]
     raise InputError(
         f"batch {number} is no pair of tensors (inputs, targets), no tuple that ends with the "
-        f"targets and no dict with {TARGET_KEYS[0]!r}, but a {type(batch).__name__}"
+        f"targets and no dict with {TARGET_KEYS[0]!r}, but {kind(batch)}{way_out(_odd_of(batch))}"
     )
+
+
+def _odd_of(batch: Any) -> Any:
+    """The part of a batch that is no tensor."""
+    if not isinstance(batch, tuple | list):
+        return batch
+    return next((part for part in batch if not isinstance(part, Tensor)), None)
 
 
 def _checked_tensors(inputs: Any, targets: Any) -> Batch:
     if not isinstance(targets, Tensor):
-        raise InputError(f"targets must be a tensor, got a {type(targets).__name__}")
+        raise InputError(f"targets must be a tensor, got {kind(targets)}{way_out(targets)}")
     inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
     _check_rows((inputs, targets), "data")
     return inputs, targets
@@ -193,11 +217,21 @@ def _check_rows(batch: Batch, where: str) -> None:
     inputs, targets = batch
     tensors = tensors_in(inputs)
     rows = len(tensors[0]) if tensors and tensors[0].ndim else 0
-    if targets.ndim == 0 or rows != len(targets) or rows == 0:
-        counted = len(targets) if targets.ndim else 0
+    if any(t.layout is not torch.strided for t in [*tensors, targets]):
+        raise InputError(f"{where} has sparse tensors: rows are cut from dense ones (.to_dense())")
+    if targets.is_complex():
+        raise InputError(f"the targets of {where} are complex: use torch.view_as_real")
+    counted = len(targets) if targets.ndim else 0
+    if rows == 0 or counted == 0 or (rows != counted and len(tensors) == 1):
         raise InputError(f"{where} has {rows} inputs and {counted} targets")
     if not all(map(is_finite, tensors)):
         raise InputError(f"the inputs of {where} contain values that are not finite")
+
+
+def _is_uneven(batch: Batch) -> bool:
+    """Whether some of its inputs have no entry a row."""
+    inputs, targets = batch
+    return any(t.ndim and len(t) != len(targets) for t in tensors_in(inputs))
 
 
 def _fingerprints(batch: Batch) -> list[int]:
@@ -206,6 +240,8 @@ def _fingerprints(batch: Batch) -> list[int]:
     sums = [0] * len(targets)
     for tensor in [*tensors_in(inputs), targets]:
         if tensor.ndim == 0 or len(tensor) != len(sums):
+            shared = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            sums[0] = zlib.crc32(shared.numpy().tobytes(), sums[0])
             continue
         raw = tensor.detach().cpu().contiguous().flatten(1 if tensor.ndim > 1 else 0)
         for i, row in enumerate(raw.reshape(len(sums), -1).view(torch.uint8).numpy()):

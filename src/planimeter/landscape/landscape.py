@@ -22,8 +22,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from planimeter.errors import InputError, MeasurementWarning, NotApplicableError
-from planimeter.landscape.data import BatchData
+from planimeter.landscape.admission import check_module, unwrapped, warn_of_long_rows
+from planimeter.landscape.data import DEFAULT_ROWS, BatchData
 from planimeter.landscape.modes import batch_norms, evaluation_mode, has_dropout
+from planimeter.landscape.returned import (
+    Reading,
+    described,
+    one_tensor,
+    reading_of,
+    refuse_complex,
+    refuse_complex_loss,
+    tensors_of,
+)
+from planimeter.landscape.running import run, run_first
+from planimeter.landscape.together import belong_together
 from planimeter.losses import Loss, in_float64, likelihood_of, predicted_classes
 from planimeter.operators import CurvatureOperator
 from planimeter.operators.batches import (
@@ -50,7 +62,6 @@ from planimeter.operators.memory import is_out_of_memory
 from planimeter.operators.operator import consecutive, matching
 from planimeter.operators.products import Products
 
-DEFAULT_ROWS = 2048
 WIDE_OUTPUTS = 4096
 """Outputs a row up to which the loss is computed in float64, whatever the model's dtype is."""
 
@@ -63,12 +74,15 @@ class LossLandscape:
     statistics, dropout is off); its training flags and buffers are left as they were.
 
     Arguments:
-        model: any module that returns a tensor, or an object or dict with `logits`; called with
-            the inputs, tuples as its arguments and dicts as its keyword arguments.
-        loss: `loss(outputs, targets)`, a **mean** over the rows of a batch.
+        model: any module; called with the inputs, tuples as its arguments and dicts as its keyword
+            arguments. Of `DataParallel`, `DistributedDataParallel` and compiled modules the
+            network inside is measured.
+        loss: `loss(outputs, targets)`, a **mean** over the rows of a batch. Outputs are what the
+            model returns; of an object or dict with `logits` those, if the loss takes them.
         data: tensors (inputs, targets), or an iterable of batches that can be iterated again and
             gives the same rows every time. Inputs are a tensor, or a tuple or dict of tensors; a
-            batch may also be a tuple that ends with the targets, or a dict with "labels".
+            batch may also be a tuple that ends with the targets, or a dict with "labels". Tensors
+            of other lengths than the targets (the nodes and edges of graphs) are not cut.
         batch_size: rows a batch when `data` is tensors; the result does not depend on it, except
             with `batch_norm="train-frozen-buffers"`.
         batch_norm: "eval", or "train-frozen-buffers" for the statistics of each batch with the
@@ -83,7 +97,8 @@ class LossLandscape:
         compile: translate products with torch.compile; checked against the eager ones.
 
     Raises:
-        InputError: a parameter is not finite, none requires a gradient, the data is empty, of
+        InputError: a parameter is complex or not finite, none requires a gradient, the model is
+            scripted or writes to its parameters, or does not take the inputs; the data is empty, of
             unequal lengths, can be iterated only once or differs from pass to pass; the model is
             random; or the data has several batches and the loss is no mean over rows.
     """
@@ -102,16 +117,17 @@ class LossLandscape:
         compile: bool = False,
     ) -> None:
         refuse_inference_mode()
+        model = unwrapped(model)
+        check_module(model)
+        warn_of_long_rows(model)
         self.model, self.loss_function = model, loss
         self.batch_norm, self.normalise_logits = batch_norm, normalise_logits
-        self.mode = partial(evaluation_mode, model, batch_norm)
+        self.mode = partial(evaluation_mode, model, batch_norm, at_rest=True)
         self.parameters: Parameters = {
             name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad
         }
         self.held: frozenset[str] = frozenset()
         """Names of the parameters that `restricted` holds where they are."""
-        if not self.parameters:
-            raise InputError("no parameter of the model requires a gradient: nothing to measure")
         refuse_non_finite(self.parameters)
         self._fixed: Parameters = {name: b.detach().clone() for name, b in model.named_buffers()}
         self._fixed |= {
@@ -122,7 +138,7 @@ class LossLandscape:
         self.num_parameters = sum(p.numel() for p in self.parameters.values())
         self.data = BatchData(
             data,
-            batch_size=DEFAULT_ROWS if batch_size is None else batch_size,
+            batch_size=batch_size,
             device=self.device,
             dtype=self.dtype,
         )
@@ -136,7 +152,14 @@ class LossLandscape:
             "compile": compile,
         }
         self._operators: dict[Any, CurvatureOperator] = {}
+        self.data.whole = self.data.uneven
+        self._written: frozenset[str] = frozenset()
+        self._reading = Reading()
         self._check_deterministic()
+        self.loss_function = self.function.loss = loss = self._reading.loss(loss)
+        if self.data.whole:
+            self.data.whole = self.function.surviving(lambda: belong_together(self))
+            self.function.separable &= not self.data.whole
         self._check_loss()
         if self._takes_float64():
             self.function.loss = in_float64(loss)
@@ -186,7 +209,8 @@ class LossLandscape:
                     f"the state has {name!r} of shape {tuple(value.shape)}, the model {has}"
                 )
             changed[name] = value.detach().to(old, copy=True)
-        refuse_non_finite({n: v for n, v in changed.items() if v.is_floating_point()})
+        # A buffer may hold what a parameter may not: the infinities of a mask.
+        refuse_non_finite({n: v for n, v in changed.items() if n in self.parameters})
         other = copy.copy(self)
         other.parameters = {n: changed.get(n, p) for n, p in self.parameters.items()}
         other._fixed = {n: changed.get(n, b) for n, b in self._fixed.items()}
@@ -240,6 +264,7 @@ class LossLandscape:
             NotApplicableError: the loss is not convex in the outputs, so the matrix is not what
                 the name says.
         """
+        self._refuse_several("Gauss-Newton matrix")
         self._check_convex()
         return self._operator(GaussNewton("Gauss-Newton matrix", loss_curvature), self.function)
 
@@ -275,12 +300,12 @@ class LossLandscape:
             generator = torch.Generator(self.device).manual_seed(seed)
             drawn: dict[int, list[Tensor]] = defaultdict(list)
             for index, _, (inputs, _) in self.function.pieces():
-                outputs = self.forward(self.parameters, inputs)
+                outputs = self.outputs(self.parameters, inputs)
                 draws = [likelihood.sample(outputs, generator) for _ in range(samples)]
                 drawn[index].append(torch.stack(draws, dim=1))
             return [torch.cat(parts) for parts in drawn.values()]
 
-        with torch.no_grad(), self.mode():
+        with torch.enable_grad(), self.mode():
             drawn: list[Tensor] = self.function.surviving(draw)
 
         def loss(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -309,12 +334,14 @@ class LossLandscape:
         def compute() -> float:
             right, rows = 0, 0
             for _, _, (inputs, targets) in self.function.pieces():
-                predicted = predicted_classes(self.forward(self.parameters, inputs))
+                predicted = predicted_classes(
+                    refuse_complex(self.outputs(self.parameters, inputs), "accuracy")
+                )
                 right += int((predicted.reshape(-1) == targets.reshape(-1).long()).sum())
                 rows += targets.numel()
             return right / rows
 
-        with torch.no_grad(), self.mode():
+        with torch.enable_grad(), self.mode():
             result: float = self.function.surviving(compute)
         return result
 
@@ -332,25 +359,21 @@ class LossLandscape:
         with self.mode():
             return loss_and_gradient(one, unflatten(theta, self.parameters))[1]
 
-    def forward(self, parameters: Parameters, inputs: Inputs) -> Tensor:
-        """The model's outputs at given parameters, in whatever mode the model is in."""
+    def forward(self, parameters: Parameters, inputs: Inputs) -> Any:
+        """What the loss is given, at given parameters, in whatever mode the model is in."""
         state = {**self._fixed, **parameters}
-        arguments: tuple[Any, ...] = ()
-        keywords: dict[str, Any] = {}
-        if isinstance(inputs, dict):
-            keywords = inputs
-        else:
-            arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-        result = torch.func.functional_call(self.model, state, arguments, keywords)
-        if isinstance(result, Mapping) and "logits" in result:
-            result = result["logits"]
-        result = getattr(result, "logits", result)
-        if not isinstance(result, Tensor):
-            raise InputError(
-                f"the model returned a {type(result).__name__}; it has to return a tensor of "
-                f"outputs, or an object or dict with `logits`"
-            )
-        return _normalised(result) if self.normalise_logits else result
+        return self._passed_on(run(self.model, state, inputs, self._written))
+
+    def outputs(self, parameters: Parameters, inputs: Inputs) -> Tensor:
+        """The same where it is one tensor.
+
+        Raises:
+            NotApplicableError: the model returns several.
+        """
+        outputs = one_tensor(self.forward(parameters, inputs))
+        inside = torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+        # A module that differentiates leaves a graph even where its caller wants none.
+        return outputs if inside else outputs.detach()
 
     def record(self) -> dict[str, Any]:
         """How the model runs while it is measured, for records of results."""
@@ -365,31 +388,42 @@ class LossLandscape:
 
     # -- private ------------------------------------------------------------------------------
 
+    def _passed_on(self, result: Any) -> Any:
+        """What the loss is given of what the model returned."""
+        given = self._reading.given(result)
+        return _normalised(one_tensor(given)) if self.normalise_logits else given
+
     def _check_deterministic(self) -> None:
         """Refuse a model that gives other outputs when it is run again."""
 
-        def compute() -> tuple[Tensor, Tensor]:
-            inputs, _ = self._first_rows(64)
-            return self.forward(self.parameters, inputs), self.forward(self.parameters, inputs)
+        def compute() -> list[tuple[Tensor, Tensor]]:
+            inputs, targets = self.first_rows(64)
+            result, self._written = run_first(self.model, self.parameters, self._fixed, inputs)
+            self._reading = reading_of(result, lambda given: self.loss_function(given, targets))
+            one, two = self._passed_on(result), self.forward(self.parameters, inputs)
+            found = zip(tensors_of(one), tensors_of(two), strict=True)
+            return [(first.detach(), second.detach()) for first, second in found]
 
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad(), self.mode():
-            one, two = self.function.surviving(compute)
-        scale = float(one.abs().max()) if one.numel() else 0.0
-        if float((one - two).abs().max()) > 100 * torch.finfo(self.dtype).eps * scale:
-            raise InputError(
-                "the model gives other outputs when it runs again: turn off what is random in it "
-                "(functional dropout, noise, stochastic depth) in evaluation mode"
-            )
+        with torch.random.fork_rng(devices), torch.enable_grad(), self.mode():
+            pairs = self.function.surviving(compute)
+        for one, two in pairs:
+            scale = float(one.abs().max()) if one.numel() else 0.0
+            apart = float((one - two).abs().max()) if one.numel() else 0.0
+            if apart > 100 * torch.finfo(self.dtype).eps * scale:
+                raise InputError(
+                    "the model gives other outputs when it runs again: turn off what is random in "
+                    "it (functional dropout, noise, stochastic depth) in evaluation mode"
+                )
 
     def _check_loss(self) -> None:
         """Refuse, in words, targets that the loss does not take."""
 
         def compute() -> None:
-            inputs, targets = self._first_rows(64)
+            inputs, targets = self.first_rows(64)
             outputs = self.forward(self.parameters, inputs)
             try:
-                self.loss_function(outputs, targets)
+                refuse_complex_loss(self.loss_function(outputs, targets))
             except InputError:
                 raise
             except (IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -397,17 +431,19 @@ class LossLandscape:
                     raise
                 kind = str(targets.dtype).removeprefix("torch.")
                 raise InputError(
-                    f"the loss does not take outputs of shape {tuple(outputs.shape)} with "
+                    f"the loss does not take outputs {described(outputs)} with "
                     f"{kind} targets of shape {tuple(targets.shape)}, which are "
                     f"{targets.min():g} to {targets.max():g}: {str(error).splitlines()[0]}"
                 ) from error
 
-        with torch.no_grad(), self.mode():
+        with torch.enable_grad(), self.mode():
             self.function.surviving(compute)
 
-    def _first_rows(self, count: int) -> Batch:
+    def first_rows(self, count: int) -> Batch:
         """Some rows of the first batch, no more than fit into memory at a time."""
         inputs, targets = next(iter(self.data))
+        if self.data.whole:
+            return inputs, targets
         part = slice(min(count, self.function.rows or count))
         return cut_rows(inputs, part, len(targets)), targets[part]
 
@@ -416,9 +452,11 @@ class LossLandscape:
         without it, or a loss with a dtype of its own may be in the way), and at little cost."""
 
         def compute() -> bool:
-            inputs, targets = self._first_rows(2)
+            inputs, targets = self.first_rows(2)
             outputs = self.forward(self.parameters, inputs)
-            if outputs.dtype == torch.float64 or outputs[0].numel() > WIDE_OUTPUTS:
+            if not isinstance(outputs, Tensor) or outputs.dtype == torch.float64:
+                return False  # a structure is given to the loss as it is
+            if outputs.is_complex() or outputs[0].numel() > WIDE_OUTPUTS:
                 return False
             try:
                 torch.func.grad(in_float64(self.loss_function))(outputs, targets)
@@ -426,7 +464,7 @@ class LossLandscape:
                 return False
             return True
 
-        with torch.no_grad(), self.mode():
+        with torch.enable_grad(), self.mode():
             result: bool = self.function.surviving(compute)
         return result
 
@@ -438,15 +476,15 @@ class LossLandscape:
         several = len(list(islice(self.data, 2))) > 1
 
         def compute() -> tuple[int, list[float]]:
-            inputs, targets = self._first_rows(DEFAULT_ROWS)
+            inputs, targets = self.first_rows(DEFAULT_ROWS)
             rows, cut = len(targets), len(targets) // 3
             losses = []
             for part in (slice(None), slice(cut), slice(cut, None)) if cut else ():
                 outputs = self.forward(self.parameters, cut_rows(inputs, part, rows))
-                losses.append(float(self.function.loss(outputs, targets[part]).mean()))
+                losses.append(float(self.function.loss(outputs, targets[part]).detach().mean()))
             return rows, losses
 
-        with torch.no_grad(), self.mode():
+        with torch.enable_grad(), self.mode():
             rows, losses = self.function.surviving(compute)
         if not losses:
             return
@@ -474,9 +512,9 @@ class LossLandscape:
 
     def _check_convex(self) -> None:
         """Refuse a loss with a negative curvature in some direction of the outputs."""
-        inputs, targets = self._first_rows(8)
+        inputs, targets = self.first_rows(8)
         generator = torch.Generator().manual_seed(0)
-        with torch.no_grad(), self.mode():
+        with torch.enable_grad(), self.mode():
             outputs = self.forward(self.parameters, inputs)
         for _ in range(16):
             v = torch.randn(outputs.shape, generator=generator).to(outputs)
@@ -491,12 +529,19 @@ class LossLandscape:
                     "found), so its Gauss-Newton matrix is not positive: use hessian()"
                 )
 
+    def _refuse_several(self, what: str) -> None:
+        """Refuse a matrix of derivatives by the outputs where these are not one real tensor."""
+        inputs, _ = self.first_rows(2)
+        with torch.enable_grad(), self.mode():
+            refuse_complex(self.outputs(self.parameters, inputs), what)
+
     def _refuse_mixed_rows(self, what: str) -> None:
+        self._refuse_several(what)
         if not self.function.separable:
-            raise InputError(
-                f"rows have no gradients of their own when BatchNorm uses the batch's statistics, "
-                "or the loss is no mean over rows: "
-                f"use batch_norm='eval' for the {what}"
+            raise NotApplicableError(
+                f"rows have no gradients of their own, which the {what} is made of, when BatchNorm "
+                f"uses the batch's statistics (use batch_norm='eval'), the loss is no mean over "
+                f"rows, or inputs belong together (graphs)"
             )
 
     def _operator(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -19,7 +19,9 @@ BATCH_NORM = ("eval", "train-frozen-buffers")
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module, batch_norm: str = "eval") -> Iterator[None]:
+def evaluation_mode(
+    model: nn.Module, batch_norm: str = "eval", *, at_rest: bool = False
+) -> Iterator[None]:
     """Every module in eval mode inside, its own flags given back after, also on an exception.
 
     With `batch_norm="train-frozen-buffers"`, BatchNorm uses the statistics of the batch and its
@@ -27,7 +29,14 @@ def evaluation_mode(model: nn.Module, batch_norm: str = "eval") -> Iterator[None
     zero although the loss depends on it, counts like any other: what autograd gives would not be
     the gradient of anything, and its derivative not symmetric. Attention runs on its mathematical
     form inside: the fused kernels have no second derivative, and the fused encoder layer no
-    forward one. Float32 is computed with all of its digits, on a GPU too.
+    forward one; embeddings have dense gradients, since sparse ones cannot be differentiated again.
+    Float32 is computed with all of its digits, on a GPU too.
+
+    Arguments:
+        model: any.
+        batch_norm: "eval" or "train-frozen-buffers".
+        at_rest: embeddings leave weights alone that are longer than their `max_norm`, and what
+            torch.compile made of modules is not used: it is for tensors, not for derivatives.
 
     Raises:
         InputError: `batch_norm` is no policy.
@@ -36,30 +45,44 @@ def evaluation_mode(model: nn.Module, batch_norm: str = "eval") -> Iterator[None
         raise InputError(f"no BatchNorm policy {batch_norm!r}; there are {', '.join(BATCH_NORM)}")
     # This runs around every product: one pass over the modules, and only what changes is set.
     modules = list(model.modules())
-    training = [module for module in modules if module.training]
+    flags = [module.training for module in modules]
     live = [m for m in modules if batch_norm != "eval" and isinstance(m, _BatchNorm)]
-    norms = [(norm, norm.training, norm.track_running_stats) for norm in live]
-    padded = [m for m in modules if isinstance(m, nn.Embedding) and m.padding_idx is not None]
-    paddings = [(embedding, embedding.padding_idx) for embedding in padded]
+    norms = [(norm, norm.track_running_stats) for norm in live]
+    embeddings = [m for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    own = [(e, e.padding_idx, e.sparse, e.max_norm) for e in embeddings]
+    compiled = [(m, m._compiled_call_impl) for m in modules if m._compiled_call_impl is not None]
+    inside = any(type(m).__name__ == "OptimizedModule" for m in modules) if at_rest else False
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
-        for module in training:
-            module.training = False
+        for module, flag in zip(modules, flags, strict=True):
+            if flag:
+                module.training = False
         for norm in live:
             norm.training, norm.track_running_stats = True, False
-        for embedding in padded:
-            embedding.padding_idx = None
+        for embedding in embeddings:
+            if isinstance(embedding, nn.Embedding):  # a bag leaves the row out of its sum
+                embedding.padding_idx = None
+            embedding.sparse = False
+            if at_rest:
+                embedding.max_norm = None
+        for module, _ in compiled if at_rest else ():
+            module._compiled_call_impl = None
         torch.backends.mha.set_fastpath_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH), full_precision():
+        eager = torch.compiler.set_stance("force_eager") if inside else nullcontext()
+        with sdpa_kernel(SDPBackend.MATH), full_precision(), eager:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for embedding, padding in paddings:
-            embedding.padding_idx = padding
-        for module in training:
-            module.training = True
-        for norm, own, tracked in norms:
-            norm.training, norm.track_running_stats = own, tracked
+        for embedding, padding, sparse, longest in own:
+            embedding.padding_idx, embedding.sparse = padding, sparse
+            embedding.max_norm = longest
+        for module, call in compiled:
+            module._compiled_call_impl = call
+        for norm, tracked in norms:
+            norm.track_running_stats = tracked
+        for module, flag in zip(modules, flags, strict=True):
+            if module.training is not flag:  # a module may have changed it in forward
+                module.training = flag
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from planimeter.errors import InputError
 from planimeter.landscape.modes import evaluation_mode
+from planimeter.landscape.running import without_graph
 from planimeter.landscape.tracing import Trace, arguments_of, named_tensors, trace_of
 from planimeter.operators.batches import Inputs
 
@@ -40,10 +41,21 @@ def recorded(model: nn.Module, example: Inputs) -> Trace:
         InputError: the model cannot be run on the example; the message says why.
     """
     positional, keywords = arguments_of(example)
-    recorder = _Recorder(named_tensors(model), (positional, keywords))
+    copies: dict[int, Tensor] = {}  # by identity, so that tied ones stay tied
+    tensors = {
+        name: copies.setdefault(id(tensor), tensor.detach().clone())
+        for name, tensor in named_tensors(model).items()
+    }
+
+    def ran() -> tuple[_Recorder, Any]:
+        recorder = _Recorder(tensors, (positional, keywords))
+        with recorder:
+            given = dict(tensors), positional, keywords
+            return recorder, torch.func.functional_call(model, *given, tie_weights=False)
+
     try:
-        with torch.random.fork_rng(), torch.no_grad(), evaluation_mode(model), recorder:
-            result = model(*positional, **keywords)
+        with torch.random.fork_rng(), evaluation_mode(model, at_rest=True):
+            recorder, result = without_graph(ran)
     except Exception as error:  # whatever the user's own code raises
         lines = str(error).strip().splitlines() or [""]
         raise InputError(f"the model cannot be run, {type(error).__name__}: {lines[0]}") from error

@@ -33,14 +33,15 @@ class BatchedLoss:
     """The mean of `loss(forward(parameters, inputs), targets)` over all rows of all batches.
 
     Arguments:
-        forward: outputs of the network as a function of its parameters and inputs.
+        forward: outputs of the network as a function of its parameters and inputs; a tensor, or
+            whatever the loss takes.
         loss: mean loss over the rows of a batch.
         batches: makes a fresh pass over the batches, the same ones every time.
         separable: whether a batch may be cut into pieces (no layer mixes its rows).
         rows: the most rows of a piece; falls when memory runs out.
     """
 
-    forward: Callable[[Parameters, Inputs], Tensor]
+    forward: Callable[[Parameters, Inputs], Any]
     loss: Loss
     batches: Callable[[], Iterator[Batch]]
     separable: bool = True
@@ -109,9 +110,9 @@ def mean_loss(function: BatchedLoss, parameters: Parameters) -> float:
 
     def compute() -> float:
         total, rows = 0.0, 0.0
-        with torch.no_grad():
+        with torch.enable_grad():  # a model or a loss may differentiate inside
             for index, weight, batch in function.pieces():
-                total += weight * float(function.batch_loss(parameters, batch, index))
+                total += weight * float(function.batch_loss(parameters, batch, index).detach())
                 rows += weight
         if not rows:
             raise InputError("the data has no batches")
@@ -189,11 +190,10 @@ def derivatives(value: Tensor, leaves: Parameters, *, create_graph: bool = False
     """Derivatives of a scalar; zeros for parameters that do not reach it."""
     if not value.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves.values()]
-    return list(
-        torch.autograd.grad(
-            value, list(leaves.values()), create_graph=create_graph, materialize_grads=True
-        )
+    found = torch.autograd.grad(
+        value, list(leaves.values()), create_graph=create_graph, materialize_grads=True
     )
+    return [slope.to_dense() if slope.layout is torch.sparse_coo else slope for slope in found]
 
 
 def refuse_inference_mode() -> None:

@@ -256,7 +256,7 @@ class Products:
             raise InputError("the data has no batches")
         index, weight, batch = first
         # Looks at the loss before anything is differentiated, for errors in words.
-        with torch.no_grad():
+        with torch.enable_grad():
             self.function.batch_loss(self.parameters, batch, index)
         size = self._size(batch, index, directions)
         size = self._cut(size, len(batch[1]), free)

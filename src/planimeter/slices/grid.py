@@ -291,7 +291,7 @@ def _evaluated(landscape: LossLandscape, theta: Tensor, counts: bool) -> tuple[f
                     f"the loss must be a mean over the batch (a scalar), it returned shape "
                     f"{tuple(value.shape)}: use reduction='mean'"
                 )
-            total += weight * float(value)
+            total += weight * float(value.detach())
             rows += weight
             if counts:
                 predicted = predicted_classes(outputs).reshape(-1)
@@ -301,7 +301,7 @@ def _evaluated(landscape: LossLandscape, theta: Tensor, counts: bool) -> tuple[f
                 labels += targets.numel()
         return total / rows, right / labels if counts else torch.nan
 
-    with torch.no_grad(), landscape.mode():
+    with torch.enable_grad(), landscape.mode():  # a loss may differentiate inside
         result: tuple[float, float] = function.surviving(compute)
     return result
 
@@ -317,7 +317,7 @@ def _are_classes(landscape: LossLandscape) -> bool:
     few = slice(min(2, len(targets)))
     with torch.no_grad(), landscape.mode():
         inputs = cut_rows(inputs, few, len(targets))
-        outputs = landscape.forward(landscape.parameters, inputs)
+        outputs = landscape.outputs(landscape.parameters, inputs)
     return predicted_classes(outputs).numel() == targets[few].numel()
 
 

@@ -251,8 +251,8 @@ def _with_louder_logits(landscape: LossLandscape, factor: float) -> LossLandscap
     louder = landscape.with_state(state)
     inputs, _ = next(iter(landscape.batches()))
     with torch.no_grad(), landscape.mode():
-        one = landscape.forward(landscape.parameters, inputs)
-        two = louder.forward(louder.parameters, inputs)
+        one = landscape.outputs(landscape.parameters, inputs)
+        two = louder.outputs(louder.parameters, inputs)
     by = 1.0 if landscape.normalise_logits else factor
     slack = 1e3 * torch.finfo(landscape.dtype).eps
     if float((two - by * one).norm()) > slack * by * float(one.norm()):

@@ -96,8 +96,8 @@ def _relative_difference(one: LossLandscape, other: LossLandscape) -> float:
     with torch.no_grad(), one.mode():
         for inputs, targets in islice(one.batches(), CHECKED_BATCHES):
             rows = cut_rows(inputs, slice(CHECKED_ROWS), len(targets))
-            before = one.forward(one.parameters, rows).double()
-            after = other.forward(other.parameters, rows).double()
+            before = one.outputs(one.parameters, rows).double()
+            after = other.outputs(other.parameters, rows).double()
             change += float((after - before).square().sum())
             size += float(before.square().sum())
     if change == 0:

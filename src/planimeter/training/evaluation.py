@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from planimeter.landscape.modes import evaluation_mode
+from planimeter.landscape.running import without_graph
 from planimeter.losses import Loss, predicted_classes
 
 Rows = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
@@ -43,26 +44,36 @@ def evaluate(model: nn.Module, loss: Loss, data: Rows) -> Evaluation:
         data: an empty set has loss 0.
     """
     device = device_of(model)
-    total, wrong, rows = 0.0, 0, 0
-    with torch.no_grad(), evaluation_mode(model):
+
+    def compute() -> Evaluation:
+        total, wrong, rows = 0.0, 0, 0
         for inputs, labels in pieces(data):
             labels = labels.to(device)
             outputs = model(inputs.to(device))
-            total += float(loss(outputs, labels)) * len(labels)
+            total += float(loss(outputs, labels).detach()) * len(labels)
             wrong += int((predicted_classes(outputs) != labels).sum())
             rows += len(labels)
-    return Evaluation(total / max(rows, 1), wrong, rows)
+        return Evaluation(total / max(rows, 1), wrong, rows)
+
+    with evaluation_mode(model):
+        result: Evaluation = without_graph(compute)
+    return result
 
 
 def function_on(model: nn.Module, inputs: Tensor) -> Int[Tensor, " n"]:
     """The class of each row, in evaluation mode, on the inputs' device."""
     device = device_of(model)
-    with torch.no_grad(), evaluation_mode(model):
+
+    def compute() -> Tensor:
         found = [
             predicted_classes(model(part.to(device))).to(inputs.device)
             for part in inputs.split(rows_per_piece(inputs))
         ]
-    return torch.cat(found)
+        return torch.cat(found)
+
+    with evaluation_mode(model):
+        classes: Tensor = without_graph(compute)
+    return classes
 
 
 def pieces(data: Rows) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,0 +1,74 @@
+"""Whether the tensors of a batch can be cut into rows, or belong together, as those of a graph do.
+
+A tuple or dict of inputs may hold tensors that have no entry a row. Some are shared by all rows (a
+mask, positions) and stay as they are when rows are cut. Nodes and edges of graphs have lengths of
+their own, and rows cannot be told apart in them: such a batch is run whole.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from planimeter.errors import InputError
+from planimeter.landscape.returned import tensors_of
+from planimeter.operators.batches import cut_rows, tensors_in
+from planimeter.operators.memory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from planimeter.landscape.landscape import LossLandscape
+
+
+def belong_together(landscape: LossLandscape) -> bool:
+    """Whether a part of the first batch gives other outputs than the same rows of the whole.
+
+    Raises:
+        InputError: it does, and the data are tensors of which a batch was to be cut; or outputs
+            are not one a target.
+    """
+    inputs, targets = next(iter(landscape.data))
+    rows, part = len(targets), slice(max(1, len(targets) // 2))
+    with torch.enable_grad(), landscape.mode():
+        whole = landscape.forward(landscape.parameters, inputs)
+        try:
+            if rows > 1 and any(len(t) == rows for t in tensors_in(inputs) if t.ndim):
+                cut = landscape.forward(landscape.parameters, cut_rows(inputs, part, rows))
+                if _same_rows(whole, cut, part, rows, 1e3 * torch.finfo(landscape.dtype).eps):
+                    return False
+        except Exception as error:  # an edge without its node, in the user's own code
+            if is_out_of_memory(error):
+                raise
+    if isinstance(whole, Tensor) and (whole.ndim == 0 or len(whole) != rows):
+        raise InputError(
+            f"the model gives outputs of shape {tuple(whole.shape)} for {rows} targets: inputs of "
+            f"{_lengths(inputs)} entries are run whole, and have to give one output a target"
+        )
+    data = landscape.data
+    if data.tensors is not None and data.cut and data.batch_size < rows:
+        raise InputError(
+            f"inputs of {_lengths(inputs)} entries for {rows} targets belong together and cannot "
+            f"be cut into batches of {data.batch_size}: leave out batch_size, or pass a list of "
+            f"batches that are whole graphs"
+        )
+    return True
+
+
+def _same_rows(whole: object, cut: object, part: slice, rows: int, slack: float) -> bool:
+    pairs = [
+        (a.detach(), b.detach()) for a, b in zip(tensors_of(whole), tensors_of(cut), strict=True)
+    ]
+    return all(
+        one.ndim > 0
+        and len(one) == rows
+        and one[part].shape == two.shape
+        and bool(
+            torch.isclose(one[part], two, rtol=slack, atol=slack * float(one.abs().max())).all()
+        )
+        for one, two in pairs
+    )
+
+
+def _lengths(inputs: object) -> str:
+    return ", ".join(str(len(t)) for t in tensors_in(inputs) if t.ndim)
