@@ -106,7 +106,7 @@ def test_a_missing_file_names_the_path_and_the_command(monkeypatch, tmp_path):
 
 def test_mnist_and_cifar_from_their_files(monkeypatch, tmp_path):
     """Small sets of the same form: parts and channels are where they belong."""
-    from test_files import md5
+    from .test_files import md5
 
     monkeypatch.setenv("PLANIMETER_DATA", str(tmp_path))
     (tmp_path / "toy").mkdir()

@@ -123,7 +123,7 @@ def test_the_rest_of_another_file_is_noticed_and_forgotten(folder, mirror):
 
 
 def test_an_archive_and_its_members(folder, mirror):
-    from test_files import PACKED, PARTS, md5, pack
+    from .test_files import PACKED, PARTS, md5, pack
 
     site, address, _ = mirror
     pack(site / "parts.tar.gz", PARTS)

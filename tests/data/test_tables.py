@@ -1,11 +1,12 @@
 import dataclasses
 
 import pytest
-from test_files import md5
 
 from planimeter.data.files import FileSet
 from planimeter.data.tables import Table, load_table
 from planimeter.errors import InputError
+
+from .test_files import md5
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ import math
 
 import pytest
 import torch
-from networks import LeNet
 from torch import nn
 
 from planimeter.errors import InputError
@@ -11,6 +10,8 @@ from planimeter.landscape import LossLandscape
 from planimeter.models.resnet import cifar_resnet
 from planimeter.symmetry import audit
 from planimeter.symmetry.audit import CHANGES, CLAIMED, INVARIANT
+
+from .networks import LeNet
 
 F = nn.functional
 

@@ -3,7 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import (
+from torch import nn
+
+from planimeter.errors import InputError
+from planimeter.landscape import evaluation_mode, recorded, traced
+from planimeter.models.fully_connected import fully_connected
+from planimeter.models.resnet import cifar_resnet, resnet20
+from planimeter.symmetry import find_rescalings
+
+from .networks import (
     Branching,
     Dense,
     LeNet,
@@ -16,13 +24,6 @@ from networks import (
     state_of,
     vectors,
 )
-from torch import nn
-
-from planimeter.errors import InputError
-from planimeter.landscape import evaluation_mode, recorded, traced
-from planimeter.models.fully_connected import fully_connected
-from planimeter.models.resnet import cifar_resnet, resnet20
-from planimeter.symmetry import find_rescalings
 
 CASES = {
     "fully connected": (lambda: fully_connected(4, (8, 7), 3), vectors, [8, 7]),

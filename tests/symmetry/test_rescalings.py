@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import conv_net, images, randomised, state_of
 
 from planimeter.errors import InputError
 from planimeter.symmetry import Rescalings, find_rescalings
+
+from .networks import conv_net, images, randomised, state_of
 
 
 def parts():

@@ -4,13 +4,14 @@ import dataclasses
 
 import pytest
 import torch
-from networks import randomised
 from torch import nn
 
 from planimeter.errors import InputError
 from planimeter.landscape import LossLandscape
 from planimeter.models.resnet import cifar_resnet
 from planimeter.symmetry import Rescalings, alpha_scaling, find_rescalings, rescaled
+
+from .networks import randomised
 
 cross_entropy = nn.functional.cross_entropy
 

@@ -2,7 +2,6 @@ import copy
 
 import pytest
 import torch
-from small import SETTINGS, flat, network, optimiser, rows
 from torch.nn.functional import cross_entropy
 
 from planimeter.errors import InputError
@@ -16,6 +15,8 @@ from planimeter.training import (
     make_optimiser,
     recompute_batch_norm,
 )
+
+from .small import SETTINGS, flat, network, optimiser, rows
 
 
 def weights_after(epochs, name, seen):

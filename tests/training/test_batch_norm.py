@@ -2,7 +2,6 @@ import copy
 
 import pytest
 import torch
-from small import flat, network, optimiser, rows
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -10,6 +9,8 @@ import planimeter.training.batch_norm as batch_norm_module
 from planimeter.models.registry import build_model
 from planimeter.training import Averaging, after_epochs, fit, recompute_batch_norm
 from planimeter.training.evaluation import pieces
+
+from .small import flat, network, optimiser, rows
 
 
 def deep(seed=0, momentum=0.1):

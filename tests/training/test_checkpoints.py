@@ -2,7 +2,6 @@ import json
 
 import pytest
 import torch
-from small import SETTINGS, flat, network, optimiser, rows
 from torch.nn.functional import cross_entropy
 
 from planimeter.errors import InputError
@@ -17,6 +16,8 @@ from planimeter.training import (
     linear_decay,
     load_checkpoint,
 )
+
+from .small import SETTINGS, flat, network, optimiser, rows
 
 
 class Stopped(Exception):

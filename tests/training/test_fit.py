@@ -3,7 +3,6 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from small import flat, network, optimiser, rows
 from torch.nn.functional import cross_entropy
 
 from planimeter.data import binary_split, load
@@ -28,6 +27,8 @@ from planimeter.training import (
     shuffled,
     steps,
 )
+
+from .small import flat, network, optimiser, rows
 
 SETTINGS = {"sgd": {"lr": 0.05}, "adam": {"lr": 2e-3}, "entropy_sgd": {"lr": 1.0}}
 
