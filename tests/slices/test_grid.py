@@ -133,6 +133,21 @@ def test_losses_that_are_not_finite_are_kept(small_landscape):
     assert result.complete
 
 
+@pytest.mark.parametrize("distances", [[0.5, 1.0], [-2.0, 0.0, 2.0], [1.0]])
+@pytest.mark.parametrize("stop", [1, 3, None])
+def test_nothing_is_called_lowest_above_the_loss_at_theta(linear, distances, stop):
+    """Theta is at a minimum here, whether or not it is on the part of the grid that was done."""
+    gradient, hessian = linear.gradient(), linear.hessian().dense()
+    linear = linear.at(linear.theta - torch.linalg.pinv(hessian) @ gradient)
+    d, e = random_direction(linear, 0), random_direction(linear, 1)
+    result = slice_2d(linear, d, e, distances, progress=Counted(stop))
+    assert result.minimum == ((0.0, 0.0), result.loss)
+    assert result.loss <= float(result.losses[torch.isfinite(result.losses)].min())
+    named = "lowest" if result.complete else "lowest so far"
+    assert f"{named} {result.loss:.6g} at 0, 0" in str(result)
+    assert result.complete == ("INCOMPLETE" not in str(result))
+
+
 @pytest.mark.parametrize("stop", [1, 7, 12])
 def test_an_interrupted_grid_goes_on_where_it_was(small_landscape, tmp_path, stop):
     d, e = random_direction(small_landscape, 0), random_direction(small_landscape, 1)

@@ -152,7 +152,10 @@ def _surface(result: Slice, title: str) -> Any:
             name="loss not finite",
         )
     (a, b), lowest = result.minimum
-    marks = (("lowest", a, b, lowest, "white"), ("θ", 0.0, 0.0, result.loss, "#d62728"))
+    marks = (
+        (result.lowest_label, a, b, lowest, "white"),
+        ("θ", 0.0, 0.0, result.loss, "#d62728"),
+    )
     for label, at_x, at_y, height, colour in marks:
         if np.isfinite(height):
             figure.add_scatter3d(

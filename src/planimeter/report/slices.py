@@ -195,9 +195,8 @@ def _contours(figure: Any, result: Slice) -> None:
             )  # fmt: skip
     (a, b), lowest = result.minimum
     if np.isfinite(lowest):
-        axis.plot(
-            a, b, "*", color="white", mec="black", ms=15, ls="", label=f"lowest, {lowest:.4g}"
-        )
+        label = f"{result.lowest_label}, {lowest:.4g}"
+        axis.plot(a, b, "*", color="white", mec="black", ms=15, ls="", label=label)
     axis.plot(0, 0, "+", color="tab:red", ms=9, mew=1.8, ls="", label=f"θ, {result.loss:.4g}")
     axis.set(
         xlabel=f"distance along {result.names[0]}",

@@ -102,14 +102,21 @@ class Slice:
 
     @property
     def minimum(self) -> tuple[tuple[float, ...], float]:
-        """Distances of the lowest finite loss on the grid, and that loss; NaN where none is."""
+        """Distances of the lowest finite loss, and that loss: of the grid points that were computed
+        and theta, which need not be one of them."""
         finite = torch.where(torch.isfinite(self.losses), self.losses, torch.inf)
         flat = int(finite.argmin())
+        lowest = float(finite.reshape(-1)[flat])
+        if not lowest <= self.loss:
+            return tuple(0.0 for _ in self.distances), self.loss
         index = torch.unravel_index(torch.tensor(flat), self.losses.shape)
-        if not bool(torch.isfinite(finite.reshape(-1)[flat])):
-            return tuple(torch.nan for _ in self.distances), torch.nan
         where = tuple(float(d[i]) for d, i in zip(self.distances, index, strict=True))
-        return where, float(finite.reshape(-1)[flat])
+        return where, lowest
+
+    @property
+    def lowest_label(self) -> str:
+        """What `minimum` may be called."""
+        return "lowest" if self.complete else "lowest so far"
 
     def __str__(self) -> str:
         shape, (where, lowest) = "×".join(map(str, self.losses.shape)), self.minimum
@@ -117,7 +124,7 @@ class Slice:
         bad = int((~torch.isfinite(computed)).sum())
         lines = [
             f"{shape} points along {' and '.join(self.names)}",
-            f"loss {self.loss:.6g} at theta; lowest {lowest:.6g} at "
+            f"loss {self.loss:.6g} at theta; {self.lowest_label} {lowest:.6g} at "
             f"{', '.join(f'{d:.4g}' for d in where)}",
         ]
         if bad:
