@@ -21,6 +21,7 @@ from planimeter.cli.output import (
 )
 from planimeter.estimate import format_with_error
 from planimeter.study import Store, Study, Trial, built_in_studies, load_study, trials_of
+from planimeter.study.store import OUTDATED
 
 app = typer.Typer(help="Experiments over many networks, from YAML files.", no_args_is_help=True)
 
@@ -78,23 +79,28 @@ def status(
     study, reference = store.study()
     trials, records = trials_of(study), store.records()
     done = {r.key for r in records}
+    outdated = [r.trial.label for r in records if r.outdated]
     stuck = [r.trial.label for r in records if not r.result["fit"]["converged"]]
     content = {
         "study": reference,
         "folder": str(folder),
         "trials": len(trials),
-        "done": len(records),
+        "done": len(records) - len(outdated),
+        "outdated": outdated,
         "not_converged": stuck,
         "waiting": [t.label for t in trials if t.key not in done],
     }
     if as_json:
         print_json(content)
         return
-    output.print(f"{reference} in {folder}: {len(records)} of {len(trials)} trials done")
+    finished = len(records) - len(outdated)
+    output.print(f"{reference} in {folder}: {finished} of {len(trials)} trials done")
+    if outdated:
+        output.print(f"{len(outdated)} are {OUTDATED}", highlight=False)
     if stuck:
         goal = "zero error" if study.training.stop == "zero_error" else "their stopping point"
         output.print(f"{len(stuck)} did not reach {goal}: {', '.join(stuck)}", highlight=False)
-    if len(records) < len(trials):
+    if finished < len(trials):
         output.print(
             f"finish it with: planimeter study run {reference} --out {folder}", highlight=False
         )
@@ -106,6 +112,36 @@ def report(
 ) -> None:
     """Write the HTML report and the figures of a run, finished or not."""
     print_report(Store(folder), as_json)
+
+
+@app.command("repair", epilog="Example: planimeter study repair runs/demo")
+def repair(
+    folder: Annotated[Path, typer.Argument(help="Run folder with a damaged results.sqlite.")],
+    study: Annotated[
+        str | None,
+        typer.Option("--study", help="Its study, id or YAML file, if that cannot be read either."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rescue every trial that can be read from a damaged run folder.
+
+    The damaged file is kept beside the new one, as results.damaged.sqlite; `study run` then does
+    the trials that are lost.
+    """
+    from planimeter.study.repair import repair as rescue
+
+    done = rescue(Store(folder), None if study is None else (load_study(study), study))
+    if as_json:
+        kept = None if done.kept is None else str(done.kept)
+        print_json({"rescued": done.rescued, "lost": done.lost, "kept": kept})
+    elif done.kept is None:
+        output.print(f"nothing to repair: all {done.rescued} trials in {folder} can be read")
+    else:
+        output.print(
+            f"{done.rescued} trials rescued, {done.lost} lost; the damaged file is {done.kept}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def default_folder(reference: str, seed: int | None = None) -> Path:

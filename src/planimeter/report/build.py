@@ -26,6 +26,7 @@ from planimeter.report.table import (
     usable,
 )
 from planimeter.study import Record, Store, Study, trials_of
+from planimeter.study.store import OUTDATED
 from planimeter.training import optimiser_label
 
 _CONFIG = {"displaylogo": False, "responsive": True}  # of plotly
@@ -115,8 +116,12 @@ def _goal(study: Study) -> tuple[str, str, str]:
 
 def _warnings(study: Study, records: list[Record]) -> list[str]:
     found, total = [], len(trials_of(study))
-    if len(records) < total:
-        found.append(f"{total - len(records)} of {total} trials are not done yet.")
+    missing = {t.key for t in trials_of(study)} - {r.trial.key for r in records}
+    if missing:
+        found.append(f"{len(missing)} of {total} trials are not done yet.")
+    outdated = [r.trial.label for r in records if r.outdated]
+    if outdated:
+        found.append(f"{len(outdated)} of {total} trials are {OUTDATED}: {', '.join(outdated)}.")
     diverged = [r for r in records if r.result["fit"].get("diverged")]
     if diverged:
         named = (f"{r.trial.label} (epoch {r.result['fit']['epochs']})" for r in diverged)

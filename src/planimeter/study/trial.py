@@ -85,9 +85,7 @@ class Trial:
     def key(self) -> str:
         """Hash of the trial: 16 hexadecimal digits."""
         averaged = self.training.get("averaging") is not None
-        version = RESULT_VERSION + (_AVERAGED if averaged else 0)
-        content = json.dumps({"version": version} | asdict(self), sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return _key(asdict(self), RESULT_VERSION + (_AVERAGED if averaged else 0))
 
     @property
     def label(self) -> str:
@@ -97,6 +95,16 @@ class Trial:
             f"{self.optimiser['name']}{f' wd={decay:g}' if decay else ''} |A|={self.attack} "
             f"#{self.repetition}"
         )
+
+
+def is_key_of(key: str, trial: dict[str, Any]) -> bool:
+    """Whether a key is that of a trial, given as plain data, in this or any earlier version."""
+    return any(key == _key(trial, v) for v in range(RESULT_VERSION + _AVERAGED + 1))
+
+
+def _key(trial: dict[str, Any], version: int) -> str:
+    content = json.dumps({"version": version} | trial, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def trials_of(study: Study) -> list[Trial]:
