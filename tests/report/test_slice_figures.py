@@ -7,13 +7,9 @@ import torch
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.report.interactive_slices import interactive_path, interactive_slice
-from planimeter.report.slices import (
-    contour_levels,
-    printed_path,
-    printed_slice,
-    save_path_figure,
-    save_slice_figure,
-)
+from planimeter.report.printed_slices import printed_path, printed_slice
+from planimeter.report.slice_values import contour_levels
+from planimeter.report.slices import save_path_figure, save_slice_figure
 from planimeter.slices import (
     eigenvector_directions,
     random_direction,

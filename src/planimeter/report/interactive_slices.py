@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from planimeter.report.slices import contour_levels, path_curves, path_label, path_note
+from planimeter.report.slice_values import contour_levels, path_curves, path_label, path_note
 from planimeter.slices import SharpnessPath, Slice
 
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#17becf")
