@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planimeter.curvature import spectral_density, top_eigenvalues, trace
+from planimeter.curvature.side_by_side import top_eigenvalues_side_by_side
 from planimeter.errors import InputError
 from planimeter.landscape import LossLandscape
 from planimeter.operators import CurvatureOperator
@@ -76,7 +79,31 @@ def test_convergence_does_not_depend_on_the_scale(scale, operator_with):
 def test_float32_models_stop_at_their_rounding_noise(small_net, small_data):
     landscape = LossLandscape(small_net.float(), torch.nn.functional.cross_entropy, small_data)
     pairs = top_eigenvalues(landscape.hessian(), 2, tolerance=1e-14)
-    assert bool(pairs.converged.all())
+    assert pairs.products < 40
+    rounding = torch.finfo(torch.float32).eps * float(pairs.values[0])
+    assert float(pairs.residuals.max()) == pytest.approx(rounding, rel=1e-3)
+    assert not bool(pairs.converged.any())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-5, 1e-7])
+def test_converged_means_within_the_tolerance_asked_for(operator_with, dtype, tolerance):
+    operator = replace(operator_with(torch.linspace(1, 9, 60)), dtype=dtype)
+    pairs = top_eigenvalues(operator, 3, tolerance=tolerance)
+    within = pairs.residuals <= tolerance * pairs.values.abs()
+    assert pairs.converged.tolist() == within.tolist()
+    rounding = torch.finfo(dtype).eps * float(pairs.values.max())
+    assert bool(within.all()) == (rounding <= tolerance * float(pairs.values.min()))
+
+
+def test_one_that_is_found_side_by_side_converges_by_the_same_rule():
+    matrix = torch.diag(torch.linspace(1, 9, 60))
+    for dtype in (torch.bfloat16, torch.float32):
+        found = top_eigenvalues_side_by_side(
+            lambda v: v @ matrix.to(v), 2, 60, dtype=dtype, tolerance=1e-3
+        )
+        assert found.converged.tolist() == (found.residuals <= 1e-3 * found.values).tolist()
+        assert bool(found.converged.all()) == (dtype == torch.float32)
 
 
 def test_the_same_seed_gives_the_same_bits(small_landscape):

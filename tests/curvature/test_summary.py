@@ -11,6 +11,8 @@ from planimeter.curvature import (
 )
 from planimeter.curvature import frobenius_norm as norm
 from planimeter.errors import InputError
+from planimeter.flatness import measure
+from planimeter.landscape import LossLandscape
 from planimeter.operators import CurvatureOperator
 
 
@@ -65,6 +67,60 @@ def test_log_products(operator_with):
     pairs = top_eigenvalues(operator_with([8.0, 4.0, -1.0, -2.0]), 3)
     with pytest.raises(InputError, match="only 2 of 3"):
         log_product(pairs)
+
+
+BULK = [0.5 * i / 80 for i in range(1, 81)]
+COPIES = {
+    "pairs": [9.0, 8, 8, 7, 7, 6, 5, 4, 3, 3, 2, 2, 1, *BULK],
+    "threes": [9.0, 9, 9, 5, 5, 5, 4, 3, 3, 3, 2, 1, *BULK],
+    "nines": [7.0] * 9 + [3.0] * 9 + BULK,
+    "all equal": [2.0] * 60,
+    "two values": [3.0] * 30 + [1.0] * 30,
+    "the last wanted": [5.0, 4, 3, *[2.0] * 20, *BULK],
+    "clusters": [5 + 1e-5 * i for i in range(9)] + [3 + 1e-7 * i for i in range(5)] + BULK,
+    "both signs": [-9.0, -9, 8, 8, 8, -5, -5, 5, 4, -3, 2, 1, *BULK],
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_an_eigenvalue_counts_as_often_as_it_is_there(name, operator_with):
+    values = torch.tensor(COPIES[name], dtype=torch.float64)
+    largest = values.abs().sort(descending=True).values[:10]
+    for seed in range(3):
+        summary = spectral_summary(operator_with(values), k=10, tolerance=1e-4, seed=seed)
+        torch.testing.assert_close(summary.eigenpairs.values.abs(), largest, rtol=1e-4, atol=1e-4)
+        top = top_eigenvalues(operator_with(values), 8, seed=seed)
+        exact = float(values.sort(descending=True).values[:8].log().sum())
+        assert log_product(top).value == pytest.approx(exact, abs=1e-3)
+
+
+def test_the_zero_matrix_and_the_identity():
+    for value in (0.0, 1.0):
+        operator = CurvatureOperator.from_dense(value * torch.eye(30, dtype=torch.float64))
+        summary = spectral_summary(operator, k=5)
+        torch.testing.assert_close(summary.eigenpairs.values, torch.full((5,), value).double())
+        assert bool(summary.eigenpairs.converged.all())
+        assert summary.trace.value == pytest.approx(30 * value)
+        assert summary.frobenius_norm.value == pytest.approx(30**0.5 * value)
+
+
+def test_a_zero_softmax_layer_has_the_second_moment_of_its_inputs_nine_times():
+    """At zero weights H = (I/C - 1/C^2) kron E[x x'], whose values come C - 1 times each."""
+    torch.manual_seed(0)
+    inputs, classes = torch.randn(100, 12, dtype=torch.float64), 10
+    layer = torch.nn.Linear(12, classes).double()
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    labels = torch.arange(100) % classes
+    landscape = LossLandscape(layer, torch.nn.functional.cross_entropy, (inputs, labels))
+    extended = torch.cat([inputs, torch.ones(100, 1, dtype=torch.float64)], 1)
+    moments = torch.linalg.eigvalsh(extended.T @ extended / 100).flip(0) / classes
+    exact = moments.repeat_interleave(classes - 1)[:20].log().sum()
+    found = measure(landscape, settings={"log_product_top_k": {"k": 20}}, names="log_product_top_k")
+    assert found["log_product_top_k"].value == pytest.approx(float(exact), abs=1e-2)
+    assert found["log_product_top_k"].converged
+    summary = spectral_summary(landscape.hessian(), k=20)
+    assert log_product(summary.eigenpairs).value == pytest.approx(float(exact), abs=1e-2)
 
 
 @pytest.mark.slow

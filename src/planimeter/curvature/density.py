@@ -26,6 +26,7 @@ from torch import Tensor
 
 from planimeter.curvature.krylov import Eigenpairs, basis_dtype
 from planimeter.curvature.stochastic import gaussian
+from planimeter.curvature.units import UnitProducts, unit_of
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate, standard_error
 from planimeter.operators import CurvatureOperator, check_operator
@@ -230,7 +231,8 @@ def spectral_density(
     if known is not None:
         rows = known.vectors.T.to(rows).contiguous()
     # Rounding is relative to the whole matrix, not to what is left of it.
-    scale = float(known.values.abs().max()) if known is not None else 0.0
+    scale = float(known.values.abs().max()) if known is not None and len(known) else 0.0
+    products = UnitProducts(operator, rows.dtype, unit_of(torch.tensor([scale])))
     steps = min(steps, size - len(rows))
     at_once = _at_once(operator, probes, steps)
     nodes: list[Tensor] = []
@@ -239,20 +241,21 @@ def spectral_density(
     for start in range(0, probes if steps else 0, at_once):
         count = min(at_once, probes - start)
         vectors = gaussian(operator, count, generator).T
-        chains = _Chains(operator, rows, vectors, steps, scale)
+        chains = _Chains(products, rows, vectors, steps, scale)
         for _ in range(steps):
             done += chains.step()
             progress(done, probes * steps + extra)
         for chain in chains.quadrature():
-            nodes.append(chain[0])
+            nodes.append(chain[0] * products.unit)
             weights.append(chain[1])
     moments = torch.empty(0, 2, dtype=torch.float64)
     for start in range(0, extra if steps else 0, WIDTH):
         v = gaussian(operator, min(WIDTH, extra - start), generator).T.to(rows)
         v = _outside(_outside(v, rows), rows)
         v = v / v.norm(dim=1, keepdim=True)
-        images = _outside((operator @ v.T.double()).T.to(rows), rows)
+        images = _outside(products(v), rows)
         fresh = torch.stack([(v * images).sum(1), (images**2).sum(1)], dim=1).double()
+        fresh *= torch.tensor([products.unit, products.unit**2], dtype=torch.float64).to(fresh)
         moments = torch.cat([moments, fresh.cpu()])
         done += len(v)
         progress(done, done + extra - len(moments))
@@ -302,14 +305,14 @@ class _Chains:
 
     def __init__(
         self,
-        operator: CurvatureOperator,
+        products: UnitProducts,
         known: Float[Tensor, "k P"],
         start: Float[Tensor, "c P"],
         steps: int,
         scale: float,
     ) -> None:
-        self.operator = operator
-        self.dtype = basis_dtype(operator)
+        self.products, operator = products, products.operator
+        self.epsilon, self.dtype = operator.epsilon, products.dtype
         self.known = known
         count = len(start)
         rows = _outside(_outside(start.to(self.dtype), known), known)
@@ -321,7 +324,7 @@ class _Chains:
         self.betas: list[list[float]] = [[] for _ in range(count)]
         self.alive = list(range(count))
         self.last_betas = torch.zeros(count, dtype=self.dtype, device=operator.device)
-        self.scale = scale
+        self.scale = scale / products.unit
         self.at = 0
 
     def step(self) -> int:
@@ -330,7 +333,7 @@ class _Chains:
             return 0
         alive, m = self.alive, self.at + 1
         current = self.basis[alive, self.at]
-        images = _outside((self.operator @ current.T.double()).T.to(self.dtype), self.known)
+        images = _outside(self.products(current), self.known)
         alphas = (images * current).sum(1)
         self.scale = max(self.scale, float(images.norm(dim=1).max()))
         images = images - alphas[:, None] * current
@@ -348,7 +351,7 @@ class _Chains:
         survivors = []
         for place, chain in enumerate(alive):
             self.alphas[chain].append(float(alphas[place]))
-            if float(betas[place]) > max(1e-14, self.operator.epsilon) * self.scale:
+            if float(betas[place]) > max(1e-14, self.epsilon) * self.scale:
                 survivors.append(place)
                 self.betas[chain].append(float(betas[place]))
                 self.basis[chain, m] = images[place] / betas[place]

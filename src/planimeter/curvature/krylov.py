@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from planimeter.curvature.units import UnitProducts
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.operators import CurvatureOperator, check_operator
@@ -132,7 +133,8 @@ def top_eigenvalues(
         operator: size P.
         k: how many, 1 to P.
         which: "largest" or "smallest" (algebraically), "magnitude", or "both" for k at either end.
-        tolerance: relative residual; not below ten times the rounding noise of the model's dtype.
+        tolerance: relative residual; one below the rounding of the model's dtype is not reached,
+            and `converged` is False then.
         max_products: gives up here, with `converged` False where it is; default max(300, 10 k).
         basis: vectors kept at most; default 2 k + 40 (twice that for both ends), less where memory
             is short, and not below 2 k + 10.
@@ -177,9 +179,6 @@ def top_eigenvalues(
     # Where they do, or the space was exhausted before k, search next to what was found.
     while not search.below and len(found.values) < size and search.done < limit:
         extra = search.run(search.start_vector(None)[None], found.vectors.T, 1, search.bars(found))
-        # What A leaks from the complement into the locked space is at most the residuals there.
-        leak = found.residuals.norm()
-        extra = replace(extra, residuals=torch.hypot(extra.residuals, leak))
         bars = search.bars(found)
         last = bars is not None and all(
             float(score(extra.values).max()) <= bar
@@ -193,7 +192,9 @@ def top_eigenvalues(
     found = found[order]
     return replace(
         found,
-        converged=found.residuals <= search.enough(found.values),
+        values=found.values * search.products.unit,
+        residuals=found.residuals * search.products.unit,
+        converged=found.residuals <= search.asked(found.values),
         products=search.done,
         seed=seed,
         dtype=str(operator.dtype).removeprefix("torch."),
@@ -224,6 +225,7 @@ class _Search:
         self.operator, self.ends, self.k, self.progress = operator, ends, k, progress
         self.tolerance, self.limit = tolerance, limit
         self.dtype = basis_dtype(operator)
+        self.products = UnitProducts(operator, self.dtype)
         self.generator = torch.Generator().manual_seed(seed)
         self.nothing = torch.empty(0, operator.size, dtype=self.dtype, device=operator.device)
         self.done, self.scale = 0, 0.0
@@ -309,17 +311,19 @@ class _Search:
         room = min(self.room, free)
         basis = torch.empty((room, size), dtype=self.dtype, device=operator.device)
         projected = torch.zeros(room, room, dtype=torch.float64)
+        coupling = torch.zeros(len(locked), room, dtype=torch.float64)  # of the locked vectors
         block, _ = _orthonormal(orthogonalised(start.T.to(self.dtype), locked).T, 0.0)
         block = block[:room]
         used, spent, next_look = 0, 0, 1
         while True:
             width = len(block)
             basis[used : used + width] = block
-            w = (operator @ block.T.double()).to(self.dtype).T
+            w = self.products(block)
             self.done, spent, used = self.done + width, spent + width, used + width
             self.progress(self.done, self.limit)
             norm = max(float(w.norm()), self.scale)
-            w, coefficients = _remainder(w, locked, basis[:used])
+            w, coefficients, leak = _remainder(w, locked, basis[:used])
+            coupling[:, used - width : used] = leak.T
             projected[used - width : used, :used] = coefficients
             projected[:used, used - width : used] = coefficients.T
             block, beta = _orthonormal(w, max(1e-14, operator.epsilon) * norm)
@@ -344,19 +348,24 @@ class _Search:
                 self.below = True
                 break
             if full:
-                used = self._restart(basis, projected, theta, s, k, len(block))
+                used = self._restart(basis, projected, coupling, theta, s, k, len(block))
                 next_look = used + 1
         self.basis = basis[:used]
+        # A vector of the complement is one of A up to what A takes of it into the locked space.
+        residuals = torch.hypot(residuals, (coupling[:, : len(s)] @ s).norm(dim=0))
         # The recurrence's residual shrinks without end; a product is no better than its rounding.
         residuals = residuals[kept].clamp_min(operator.epsilon * self.scale)
         vectors = (s[:, kept].T.to(basis) @ basis[:used]).T.double()
         good = residuals <= self.enough(theta[kept])
         return Eigenpairs(theta[kept], vectors, residuals, good, spent)
 
+    def asked(self, values: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+        """The residuals that the tolerance asks of Ritz values."""
+        return self.tolerance * values.abs().clamp_min(FLOOR * self.scale)
+
     def enough(self, values: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-        """The residuals that are small enough for Ritz values."""
-        relative = self.tolerance * values.abs().clamp_min(FLOOR * self.scale)
-        return relative.clamp_min(10 * self.operator.epsilon * self.scale)
+        """Residuals at which to stop: those asked for, or as near to them as products are exact."""
+        return self.asked(values).clamp_min(self.operator.epsilon * self.scale)
 
     def _none_hidden(self, theta: Tensor, residuals: Tensor, bars: list[float]) -> bool:
         r"""Whether an eigenvalue that beats a bar would have shown by now.
@@ -378,13 +387,21 @@ class _Search:
         return True
 
     def _restart(
-        self, basis: Tensor, projected: Tensor, theta: Tensor, s: Tensor, k: int, width: int
+        self,
+        basis: Tensor,
+        projected: Tensor,
+        coupling: Tensor,
+        theta: Tensor,
+        s: Tensor,
+        k: int,
+        width: int,
     ) -> int:
         """Shrink the basis to its best Ritz vectors; the next block is coupled to all of them."""
         room = len(basis)
         each = max(k, (room - 2 * width) // (2 * len(self.ends)))
         kept = self.wanted(theta, each)[: room - 2 * width]
         basis[: len(kept)] = s[:, kept].T.to(basis) @ basis[: len(s)]
+        coupling[:, : len(kept)] = coupling[:, : len(s)] @ s[:, kept]
         projected.zero_()
         projected[range(len(kept)), range(len(kept))] = theta[kept]
         return len(kept)
@@ -400,19 +417,22 @@ def orthogonalised(w: Tensor, *bases: Float[Tensor, "m P"]) -> Tensor:
 
 def _remainder(
     w: Float[Tensor, "b P"], locked: Float[Tensor, "l P"], basis: Float[Tensor, "m P"]
-) -> tuple[Float[Tensor, "b P"], Float[Tensor, "b m"]]:
-    """w without its parts in the bases, and its coefficients in the second one.
+) -> tuple[Float[Tensor, "b P"], Float[Tensor, "b m"], Float[Tensor, "b l"]]:
+    """w without its parts in the bases, and its coefficients in the second and in the first.
 
     Always twice: what one pass leaves behind grows from restart to restart.
     """
     total = torch.zeros(len(w), len(basis), dtype=torch.float64)
+    leak = torch.zeros(len(w), len(locked), dtype=torch.float64)
     for _ in range(2):
         if len(locked):
-            w = w - (w @ locked.T) @ locked
+            parts = w @ locked.T
+            w = w - parts @ locked
+            leak += parts.double().cpu()
         coefficients = w @ basis.T
         w = w - coefficients @ basis
         total += coefficients.double().cpu()
-    return w, total
+    return w, total, leak
 
 
 def _orthonormal(

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from planimeter.curvature.krylov import FLOOR
+from planimeter.curvature.units import unit_of
 from planimeter.errors import InputError
 
 _ROOM = 42  # vectors of a basis, as many as for one matrix
@@ -79,11 +80,19 @@ def top_eigenvalues_side_by_side(
     projected = torch.zeros(count, room, room, dtype=torch.float64)
     values, residuals = torch.zeros(count).double(), torch.full((count,), torch.inf).double()
     products, open_ = torch.zeros(count, dtype=torch.long), torch.ones(count, dtype=torch.bool)
+    converged = torch.zeros(count, dtype=torch.bool)
     scale = torch.zeros(count, dtype=torch.float64)
+    units, divisors, scaled = torch.zeros(count).double(), torch.ones(count).double(), False
     used, next_look = 0, 1
     for done in range(1, max_products + 1):
         basis[used] = q
         w = product(q.contiguous())
+        if not bool(units.all()):
+            fresh = torch.tensor([unit_of(row) for row in w], dtype=torch.float64)
+            units = torch.where(units > 0, units, fresh)
+            divisors = torch.where(units > 0, units, 1.0)
+            scaled = bool((divisors != 1).any())
+        w = w / divisors.to(w)[:, None] if scaled else w
         used += 1
         norm = torch.maximum(w.norm(dim=1).double().cpu(), scale)
         w, coefficients = _remainder(w, basis[:used])
@@ -101,13 +110,14 @@ def top_eigenvalues_side_by_side(
         theta, s = torch.linalg.eigh(projected[:, :used, :used])
         scale = torch.maximum(scale, theta.abs().amax(1))
         found = torch.where(exhausted, 0.0, beta) * s[:, -1, -1].abs()
-        enough = tolerance * torch.maximum(theta[:, -1].abs(), FLOOR * scale)
-        enough = torch.maximum(enough, 10 * epsilon * scale)
-        settled = open_ & (exhausted | (found <= enough))
-        ending = open_ if out else settled
-        values[ending] = theta[ending, -1]
         # The recurrence's residual shrinks without end; a product is no better than its rounding.
-        residuals[ending] = torch.maximum(found, epsilon * scale)[ending]
+        asked = tolerance * torch.maximum(theta[:, -1].abs(), FLOOR * scale)
+        settled = open_ & (exhausted | (found <= torch.maximum(asked, epsilon * scale)))
+        found = torch.maximum(found, epsilon * scale)
+        ending = open_ if out else settled
+        values[ending] = (theta[:, -1] * divisors)[ending]
+        residuals[ending] = (found * divisors)[ending]
+        converged[ending] = (found <= asked)[ending]
         products[ending] = done
         open_ &= ~settled
         if not bool(open_.any()):
@@ -115,7 +125,7 @@ def top_eigenvalues_side_by_side(
         if full:
             used = _restart(basis, projected, theta, s)
             next_look = used + 1
-    return LargestEigenvalues(values, residuals, ~open_, products)
+    return LargestEigenvalues(values, residuals, converged, products)
 
 
 def _remainder(

@@ -91,7 +91,6 @@ def spectral_summary(
         which="magnitude",
         tolerance=tolerance,
         max_products=max_products,
-        multiplicities=False,
         seed=seed,
         progress=lambda done, total: progress(done, max(guess, done)),
     )

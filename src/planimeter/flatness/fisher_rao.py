@@ -10,6 +10,7 @@ where :math:`F = J^T C J` needs only :math:`J \theta`, one forward derivative of
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -18,12 +19,8 @@ from torch import Tensor
 from planimeter.estimate import Estimate
 from planimeter.landscape import LossLandscape
 from planimeter.operators import CurvatureOperator
-from planimeter.operators.batches import Inputs, Parameters
-from planimeter.operators.curvatures import (
-    OutputCurvature,
-    empirical_fisher_curvature,
-    loss_curvature,
-)
+from planimeter.operators.batches import BatchedLoss, Inputs, Parameters
+from planimeter.operators.curvatures import loss_curvature
 
 
 def fisher_rao_norm(landscape: LossLandscape) -> Estimate:
@@ -39,7 +36,7 @@ def fisher_rao_norm(landscape: LossLandscape) -> Estimate:
 
     Source: Liang et al. 2017 (arXiv 1711.01530), Definition 2 and Theorem 3.1.
     """
-    return _metric_length(landscape, landscape.gauss_newton(), loss_curvature)
+    return _metric_length(landscape, landscape.gauss_newton(), _curved_square)
 
 
 def empirical_fisher_rao_norm(landscape: LossLandscape) -> Estimate:
@@ -51,11 +48,13 @@ def empirical_fisher_rao_norm(landscape: LossLandscape) -> Estimate:
 
     Source: Liang et al. 2017 (arXiv 1711.01530), Definition 2, over the training rows.
     """
-    return _metric_length(landscape, landscape.empirical_fisher(), empirical_fisher_curvature)
+    return _metric_length(landscape, landscape.empirical_fisher(), _slope_square)
 
 
 def _metric_length(
-    landscape: LossLandscape, matrix: CurvatureOperator, curve: OutputCurvature
+    landscape: LossLandscape,
+    matrix: CurvatureOperator,
+    square_of: Callable[[BatchedLoss, Tensor, Tensor, Tensor], float],
 ) -> Estimate:
     """The root of theta' A theta for A = J' C J, with C acting on the outputs of a batch."""
     theta, function = landscape.parameters, landscape.function
@@ -66,8 +65,7 @@ def _metric_length(
             outputs, pushed = torch.func.jvp(
                 partial(_outputs, landscape, inputs), (theta,), (theta,)
             )
-            curved = curve(function, outputs, targets, pushed)
-            total += rows * float((pushed.double() * curved.double()).sum())
+            total += rows * square_of(function, outputs, targets, pushed)
         return total / landscape.num_rows
 
     how = "one forward derivative"
@@ -77,6 +75,21 @@ def _metric_length(
     except (NotImplementedError, RuntimeError):  # an operation without a forward derivative
         value, how = float(landscape.theta @ (matrix @ landscape.theta)), "one product"
     return Estimate(math.sqrt(max(value, 0.0)), method=f"{matrix.name}, {how}", products=1)
+
+
+def _curved_square(
+    function: BatchedLoss, outputs: Tensor, targets: Tensor, pushed: Tensor
+) -> float:
+    """d' C d for a direction of the outputs."""
+    curved = loss_curvature(function, outputs, targets, pushed)
+    return float((pushed.double() * curved.double()).sum())
+
+
+def _slope_square(function: BatchedLoss, outputs: Tensor, targets: Tensor, pushed: Tensor) -> float:
+    """The same of the outer products of the rows' gradients, whose entries float32 may not hold."""
+    slopes = torch.func.grad(lambda h: function.loss(h, targets))(outputs.detach())
+    along = (slopes.double() * pushed.double()).reshape(len(outputs), -1).sum(1)
+    return len(outputs) * float(along.square().sum())
 
 
 def _outputs(landscape: LossLandscape, inputs: Inputs, parameters: Parameters) -> Tensor:

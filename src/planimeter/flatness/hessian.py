@@ -61,7 +61,6 @@ def eigenpairs(
             operator,
             min(k, operator.size),
             tolerance=1e-3,
-            multiplicities=False,
             seed=seed,
             progress=progress,
         ),

@@ -68,6 +68,8 @@ def minimum_sharpness(
     count = len(layers)
     t = np.array([of[layer.weight] for layer in layers])
     b = np.array([max(of.get(layer.bias, 0.0), 0.0) for layer in layers])
+    unit = float(t.sum())  # the search has absolute tolerances
+    t, b = t / unit, b / unit
 
     def value(a: np.ndarray) -> tuple[float, np.ndarray]:
         """The objective at logarithms a_l of alpha_l^2, of which the last makes the sum vanish."""
@@ -78,7 +80,7 @@ def minimum_sharpness(
 
     start = np.log(t) - np.log(t).mean()
     found = scipy.optimize.minimize(value, start[:-1], jac=True, method="L-BFGS-B", options={
-        "ftol": 1e-15, "gtol": 1e-12 * float(t.sum()), "maxiter": 1000,
+        "ftol": 1e-15, "gtol": 1e-12, "maxiter": 1000,
     }) if count > 1 else None  # fmt: skip
     a = np.append(found.x, -found.x.sum()) if found is not None else np.zeros(1)
     factors = dict.fromkeys(traces.names, 0.0)
@@ -88,7 +90,7 @@ def minimum_sharpness(
             factors[layer.bias] = math.exp(-all_before)
     # At the minimum the factors change the value to second order only.
     least, stderr = traces.combined(torch.tensor(list(factors.values())).to(traces.samples))
-    slack = float(np.abs(value(a[:-1])[1]).max()) / least if count > 1 else 0.0
+    slack = unit * float(np.abs(value(a[:-1])[1]).max()) / least if count > 1 else 0.0
     return Estimate(
         least,
         stderr,
