@@ -67,3 +67,139 @@ def test_other_layers_are_refused():
     data = torch.randn(4, 1, 2, 2), torch.tensor([0, 1, 2, 0])
     with pytest.raises(InputError, match="Conv2d"):
         hessian_rank_bound(LossLandscape(model, nn.functional.cross_entropy, data))
+
+
+class Again(nn.Module):
+    """A chain whose middle layer is applied several times."""
+
+    def __init__(self, times, width=8, inputs=3, outputs=2, bias=True):
+        super().__init__()
+        self.first = nn.Linear(inputs, width, bias=bias)
+        self.middle = nn.Linear(width, width, bias=bias)
+        self.last = nn.Linear(width, outputs, bias=bias)
+        self.times = times
+
+    def forward(self, x):
+        h = self.first(x)
+        for _ in range(self.times):
+            h = self.middle(h)
+        return self.last(h)
+
+
+class Tied(Again):
+    """The same weights under two names."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.twin = nn.Linear(8, 8)
+        self.twin.weight, self.twin.bias = self.middle.weight, self.middle.bias
+
+    def forward(self, x):
+        return self.last(self.twin(self.middle(self.twin(self.first(x)))))
+
+
+class Tokens(nn.Module):
+    """Layers on each of several tokens, mixed by a linear layer over them."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 4), nn.Linear(4, 2)
+        self.mix = nn.Linear(tokens, 2)
+
+    def forward(self, x):
+        h = self.second(self.first(x))
+        return self.mix(h.transpose(1, 2)).flatten(1)
+
+
+class Skip(nn.Module):
+    """No chain: two layers read the same, and their outputs are added to what skips them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 5)
+        self.last = nn.Linear(5, 2)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(h + self.a(h) + self.b(self.a(h)))
+
+
+REPEATED = {
+    "once": lambda: Again(1), "twice": lambda: Again(2), "six times": lambda: Again(6),
+    "six times without biases": lambda: Again(6, bias=False), "tied": Tied,
+    "wide": lambda: Again(2, width=20, inputs=2, outputs=1), "skip": Skip,
+    "tokens": lambda: Tokens(5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_layer_counts_as_often_as_it_is_applied(name):
+    torch.manual_seed(0)
+    model = REPEATED[name]().double()
+    shape = (40, 5, 2) if name == "tokens" else (40, next(model.parameters()).shape[1])
+    inputs = torch.randn(shape, dtype=torch.float64)
+    targets = torch.randn_like(model(inputs).detach())
+    case = LossLandscape(model, nn.functional.mse_loss, (inputs, targets))
+    assert rank(case.hessian().dense()) <= hessian_rank_bound(case).value <= case.num_parameters
+
+
+def test_six_applications_have_the_bound_of_six_layers():
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(50, 3).double(), torch.randn(50, 2).double()
+
+    def bound(model):
+        return hessian_rank_bound(
+            LossLandscape(model.double(), nn.functional.mse_loss, (inputs, targets))
+        )
+
+    chain = nn.Sequential(nn.Linear(3, 8), *[nn.Linear(8, 8) for _ in range(6)], nn.Linear(8, 2))
+    assert bound(chain).value == 2 * 4 + 2 * 2 * 7 * 8
+    repeated = bound(Again(6))
+    assert repeated.value == 122  # all parameters
+    assert "once an application" in repeated.formula
+    wide = Again(2, width=20, inputs=2, outputs=1)
+    case = LossLandscape(wide.double(), nn.functional.mse_loss, (inputs[:, :2], targets[:, :1]))
+    assert hessian_rank_bound(case).value == 3 + 2 * 3 * 20
+
+
+class OutsideOfItsLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.layer(x) @ self.layer.weight
+
+
+class OwnParameter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(3, 3), nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.scale * self.layer(x)
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.layer = nn.RNNCell(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(self.cell(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (OutsideOfItsLayer, "'layer.weight' is used 2 times while its layers are called 1 times"),
+        (OwnParameter, "OwnParameter with parameters scale"),
+        (Recurrent, "'cell' is a RNNCell"),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), "ParametrizationList"),
+    ],
+)
+def test_parameters_that_serve_elsewhere_are_refused(model, words):
+    data = torch.randn(10, 3), torch.randn(10, 3)
+    for bound in (hessian_rank_bound, published_rank_bound):
+        with pytest.raises(InputError, match=words):
+            bound(LossLandscape(model(), nn.functional.mse_loss, data))
