@@ -10,6 +10,7 @@ import typer
 
 from planimeter import __version__
 from planimeter.cli import audit, data, demo, measure, prior, sample, slice, study
+from planimeter.cli.once import Once
 from planimeter.cli.output import errors
 from planimeter.errors import InputError
 
@@ -41,6 +42,12 @@ app.command("audit")(audit.audit)
 app.command("slice")(slice.slice_)
 app.add_typer(study.app, name="study")
 app.add_typer(data.app, name="data")
+for command in (
+    *app.registered_commands,
+    *study.app.registered_commands,
+    *data.app.registered_commands,
+):
+    command.cls = Once
 
 
 def main() -> None:

@@ -178,6 +178,7 @@ def measure(
         print_json(
             {
                 **network.record(),
+                "initial": str(initial) if initial else None,
                 "loss": value,
                 "accuracy": accuracy,
                 "theta_norm": float(landscape.theta.norm()),
@@ -199,7 +200,7 @@ def measure(
     title = (
         f"{network.title()}: {network.loss_function} {value:.4g}, accuracy "
         f"{100 * accuracy:.2f} %, {landscape.num_parameters:,} parameters, "
-        f"‖θ‖ {float(landscape.theta.norm()):.4g}"
+        f"‖θ‖ {float(landscape.theta.norm()):.4g}" + (f", from {initial}" if initial else "")
     )
     if by_layer:
         names_found = list(dict.fromkeys(name for found in parts.values() for name in found))

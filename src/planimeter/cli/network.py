@@ -13,10 +13,14 @@ from planimeter.cli.output import errors
 from planimeter.data import binary, load, normalise
 from planimeter.errors import InputError
 from planimeter.landscape import BATCH_NORM, LossLandscape
+from planimeter.landscape.returned import Reading, described
+from planimeter.landscape.running import without_graph
 from planimeter.losses import LOSSES
 from planimeter.models.loading import load_model
 
-Model = Annotated[str, typer.Argument(help="module:callable that makes the network.")]
+Model = Annotated[
+    str, typer.Argument(help="module:callable, or FILE.py:callable, that makes the network.")
+]
 Data = Annotated[str, typer.Option(help="Data set; its training part is used.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Weights to load.")]
 Rows = Annotated[int, typer.Option(min=0, help="The first so many rows; 0 for all.")]
@@ -58,9 +62,10 @@ class Subject:
     stds: list[float] | None
 
     def title(self) -> str:
-        """`MODEL on N rows of DATA`, and whether logits are normalised."""
+        """`MODEL with CHECKPOINT on N rows of DATA`, and whether logits are normalised."""
         logits = ", logits normalised" if self.landscape.normalise_logits else ""
-        return f"{self.model} on {self.landscape.num_rows} rows of {self.data}{logits}"
+        named = named_with(self.model, self.checkpoint)
+        return f"{named} on {self.landscape.num_rows} rows of {self.data}{logits}"
 
     def record(self) -> dict[str, Any]:
         """What every command's JSON begins with."""
@@ -134,6 +139,11 @@ def subject(
     return Subject(landscape, model, checkpoint, data, chosen, means, stds)
 
 
+def named_with(model: str, checkpoint: Path | None) -> str:
+    """A model by its reference, and the weights that it has."""
+    return model if checkpoint is None else f"{model} with {checkpoint}"
+
+
 def say_untrained(model: str, checkpoint: Path | None, seed: int) -> None:
     """Without a checkpoint, say whose weights are looked at."""
     if checkpoint is None:
@@ -161,11 +171,16 @@ def count_outputs(network: torch.nn.Module, inputs: torch.Tensor, model: str, da
     """Outputs a row, found by running one row; a misfit is an error in words."""
     network.eval()
     try:
-        with torch.no_grad():
-            result = network(inputs[:1])
-    except RuntimeError as error:
+        result = without_graph(lambda: Reading().given(network(inputs[:1])))
+    except Exception as error:  # whatever the user's own code raises
+        lines = str(error).splitlines() or [type(error).__name__]
         raise InputError(
-            f"{model} does not accept {data} inputs of shape {tuple(inputs[:1].shape)}: "
-            f"{str(error).splitlines()[0]}"
+            f"{model} does not accept {data} inputs of shape {tuple(inputs[:1].shape)}: {lines[0]}"
         ) from error
+    if not isinstance(result, torch.Tensor) or len(result) != 1:
+        raise InputError(
+            f"{model} returns {described(result)} for one row; a command needs one tensor of "
+            f"outputs, a row each, or an object or dict with logits: use LossLandscape in Python, "
+            f"with a loss that takes what it returns"
+        )
     return int(result[0].numel())

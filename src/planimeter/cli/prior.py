@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from planimeter.cli.network import classes, count_outputs, numbers, say_untrained
+from planimeter.cli.network import classes, count_outputs, named_with, numbers, say_untrained
 from planimeter.cli.output import (
     AsJson,
     Mean,
@@ -26,6 +26,8 @@ from planimeter.data import binary_split, load, normalise
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.landscape import refuse_non_finite
+from planimeter.landscape.returned import Reading
+from planimeter.landscape.running import without_graph
 from planimeter.losses import predicted_classes
 from planimeter.models.loading import load_model
 from planimeter.prior import (
@@ -163,6 +165,7 @@ def prior(
     bounds = _bounds(found, evidence, train, delta) if fits else {}
     content = {
         "model": model,
+        "checkpoint": str(checkpoint) if checkpoint else None,
         "data": data,
         "train": train,
         "test": test,
@@ -188,8 +191,9 @@ def prior(
         print_json(content)
         return
     orthant = found if isinstance(found, LogProbability) else found.orthant
+    named = named_with(model, checkpoint)
     print_table(
-        f"{model} on {data}, S of {train} and E of {test} rows, {kernel} kernel",
+        f"{named} on {data}, S of {train} and E of {test} rows, {kernel} kernel",
         ("quantity", "value"),
         [
             ("log P(f) (nats)", str(found)),
@@ -227,5 +231,7 @@ def _bounds(
 
 def predict(network: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """Classes that the network gives to the inputs."""
-    with torch.no_grad():
-        return predicted_classes(network(inputs))
+    classes: torch.Tensor = without_graph(
+        lambda: predicted_classes(Reading().given(network(inputs)))
+    )
+    return classes

@@ -125,7 +125,9 @@ def _called(model: nn.Module, state: dict[str, Tensor], inputs: Inputs) -> Any:
             return torch.func.functional_call(model, dict(state), positional, keywords)
     except ValueError as error:
         words = one_row(error)
-        raise (words or error) from (error if words else error.__cause__)
+        if words is None:
+            raise
+        raise words from error
 
 
 def _writes(names: list[str]) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
+from planimeter.landscape.running import one_row
 from planimeter.losses import Loss
 from planimeter.training.averaging import Averaging, new_average
 from planimeter.training.batch_norm import recompute_batch_norm
@@ -171,16 +172,25 @@ class Run:
         self.optimiser.zero_grad()
         if len(self._batch) == 1:
             ((x, y),) = self._batch
-            value = self.loss(self.model(x), y)
+            value = self.loss(self._outputs(x), y)
             value.backward()
             return value.detach()
         rows = sum(len(y) for _, y in self._batch)
         total = torch.zeros((), device=self._device)
         for x, y in self._batch:
-            part = self.loss(self.model(x), y) * (len(y) / rows)
+            part = self.loss(self._outputs(x), y) * (len(y) / rows)
             part.backward()
             total = total + part.detach()
         return total
+
+    def _outputs(self, x: Tensor) -> Any:
+        try:
+            return self.model(x)
+        except ValueError as error:
+            words = one_row(error)
+            if words is None:
+                raise
+            raise words from error
 
 
 @contextmanager
