@@ -123,7 +123,7 @@ def test_several_classes_and_other_normalisations(planimeter):
         (["--out", "a.csv"], "a slice is kept in an .npz file, got a.csv"),
         (["--loss", "hinge"], "no loss 'hinge'"),
         (["--data", "mnits"], "no data set 'mnits'"),
-        (["--checkpoint", "none.pt"], "no checkpoint at none.pt"),
+        (["--checkpoint", "none.pt"], "--checkpoint is given 2 times"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(planimeter, arguments, sentence):
@@ -131,3 +131,9 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(planimeter, arguments, sent
     assert code == 2
     assert sentence in told
     assert text == ""
+
+
+def test_a_checkpoint_that_is_not_there_is_named(planimeter):
+    code, _, told = planimeter("slice", "slicednets:ten", "--checkpoint", "none.pt")
+    assert code == 2
+    assert "no checkpoint at none.pt" in told
