@@ -9,7 +9,7 @@ from planimeter.curvature import (
     gauss_newton_trace,
     piecewise_linear_trace,
 )
-from planimeter.errors import InputError
+from planimeter.errors import InputError, MeasurementWarning
 from planimeter.landscape import LossLandscape
 from planimeter.losses import binary_cross_entropy
 
@@ -137,17 +137,38 @@ def test_frozen_layers_and_activations_with_parameters(activation):
     assert gauss_newton_trace(landscape).value == pytest.approx(exact)
 
 
-def test_losses_that_single_rows_have_no_share_in_are_refused_when_cut():
+def test_rows_count_what_the_loss_divides_by():
     torch.manual_seed(0)
-    data = torch.randn(300, 4), torch.randint(0, 3, (300,))
-    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.01]))
-    landscape = LossLandscape(nn.Linear(4, 3), weighted, data)
+    y = torch.randint(0, 3, (300,))
+    y[:270:3] = -100
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.01]).double())
+    model, data = nn.Linear(4, 3).double(), (torch.randn(300, 4).double(), y)
+    for loss, size in ((weighted, 300), (weighted, 7), (cross_entropy, 7)):
+        landscape = LossLandscape(model, loss, data, batch_size=size)
+        dense = landscape.gauss_newton().dense()
+        whole = LossLandscape(model, loss, data).gauss_newton().dense()
+        torch.testing.assert_close(dense, whole)
+        spectrum = gauss_newton_spectrum(landscape).values
+        torch.testing.assert_close(
+            spectrum, torch.linalg.eigvalsh(whole).flip(0)[: len(spectrum)], rtol=1e-9, atol=1e-12
+        )
+        assert gauss_newton_trace(landscape).value == pytest.approx(float(whole.trace()))
+        assert piecewise_linear_trace(landscape).value == pytest.approx(float(whole.trace()))
+
+
+def test_losses_that_single_rows_have_no_share_in_are_refused():
+    torch.manual_seed(0)
+    data = torch.randn(30, 4), torch.randint(0, 3, (30,))
+
+    def contrasted(h, y):
+        return (h[1:] - h[:-1]).square().sum(1).exp().mean() + cross_entropy(h, y)
+
+    with pytest.warns(MeasurementWarning, match="cannot be cut into batches"):
+        landscape = LossLandscape(nn.Linear(4, 3), contrasted, data)
     with pytest.raises(InputError, match="no mean over rows"):
         gauss_newton_trace(landscape)
-    hessian = landscape.hessian().dense()  # in one piece it is what it is
-    recomputed = LossLandscape(nn.Linear(4, 3), weighted, data, products="recompute")
-    assert not recomputed.function.separable
-    assert hessian.shape == (15, 15)
+    assert not landscape.function.separable
+    assert landscape.hessian().dense().shape == (15, 15)  # in one piece it is what it is
 
 
 class Twice(nn.Module):

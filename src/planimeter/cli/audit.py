@@ -93,7 +93,7 @@ def audit(
         def progress(name: str, done: int, total: int) -> None:
             bar.update(task, description=name, completed=done, total=total)
 
-        value, accuracy = landscape.loss(), landscape.accuracy()
+        value, accuracy = landscape.loss(), network.accuracy()
         found = run_audit(
             landscape,
             names.split(",") if names else None,
@@ -103,9 +103,7 @@ def audit(
             progress=progress,
         )
     seconds = time.monotonic() - started
-    title = (
-        f"{network.title()}: {network.loss_function} {value:.4g}, accuracy {100 * accuracy:.2f} %"
-    )
+    title = f"{network.title()}: {network.state(value, accuracy)}"
     if plot is not None:
         save_audit_figure(found, plot, network.title())
         errors.print(f"wrote {plot}")

@@ -143,7 +143,7 @@ def measure(
         def progress(name: str, done: int, total: int) -> None:
             bar.update(task, description=name, completed=done, total=total)
 
-        value, accuracy = landscape.loss(), landscape.accuracy()
+        value, accuracy = landscape.loss(), network.accuracy()
         try:
             if by_layer:
                 wanted_layers = layers.split(",") if layers else None
@@ -198,8 +198,8 @@ def measure(
         _end(interrupted, bool(results or parts or summaries))
         return
     title = (
-        f"{network.title()}: {network.loss_function} {value:.4g}, accuracy "
-        f"{100 * accuracy:.2f} %, {landscape.num_parameters:,} parameters, "
+        f"{network.title()}: {network.state(value, accuracy)}, "
+        f"{landscape.num_parameters:,} parameters, "
         f"‖θ‖ {float(landscape.theta.norm()):.4g}" + (f", from {initial}" if initial else "")
     )
     if by_layer:
@@ -229,7 +229,7 @@ def measure(
         output.print(f"{name} does not apply: {why}", highlight=False, markup=False)
     if summaries:
         print_spectra(title, summaries)
-    if accuracy < 1:
+    if accuracy is not None and accuracy < 1:
         errors.print(
             "note: not all rows are fitted; sharpness depends on the loss at the measuring point",
             style="yellow",

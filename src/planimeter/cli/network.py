@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch.nn.functional import mse_loss
 
 from planimeter.cli.output import errors
 from planimeter.data import binary, load, normalise
-from planimeter.errors import InputError
+from planimeter.errors import InputError, NotApplicableError
 from planimeter.landscape import BATCH_NORM, LossLandscape
 from planimeter.landscape.returned import Reading, described
 from planimeter.landscape.running import without_graph
@@ -66,6 +67,18 @@ class Subject:
         logits = ", logits normalised" if self.landscape.normalise_logits else ""
         named = named_with(self.model, self.checkpoint)
         return f"{named} on {self.landscape.num_rows} rows of {self.data}{logits}"
+
+    def accuracy(self) -> float | None:
+        """Fraction of rows whose class is predicted; None under a loss of numbers."""
+        try:
+            return self.landscape.accuracy()
+        except NotApplicableError:
+            return None
+
+    def state(self, loss: float, accuracy: float | None) -> str:
+        """`LOSS value, accuracy`, as titles say it."""
+        right = "" if accuracy is None else f", accuracy {100 * accuracy:.2f} %"
+        return f"{self.loss_function} {loss:.4g}{right}"
 
     def record(self) -> dict[str, Any]:
         """What every command's JSON begins with."""
@@ -128,6 +141,10 @@ def subject(
         raise InputError(f"no loss {chosen!r}; there are {', '.join(LOSSES)}")
     if one:
         labels = binary(dataset, classes(positive)).labels[:count]
+        if LOSSES[chosen] is mse_loss:  # numbers, in the shape of the outputs
+            labels = labels.to(inputs.dtype)
+            with torch.no_grad():
+                labels = labels.reshape(count, *network(inputs[:1]).shape[1:])
     landscape = LossLandscape(
         network,
         LOSSES[chosen],

@@ -128,8 +128,9 @@ def gauss_newton_spectrum(
     started = time.perf_counter()
     pieces = row_pieces(landscape)
     roots: list[Tensor] = []
-    for batch in pieces:
-        roots.append(curvature_roots(landscape, batch)[1])
+    total = sum(weight for weight, _ in pieces)
+    for weight, batch in pieces:
+        roots.append(curvature_roots(landscape, batch, weight)[1])
         _refuse_large(landscape, roots[-1].shape[1])
     columns = max(r.shape[1] for r in roots)
     roots = [nn.functional.pad(r, (0, 0, columns - r.shape[1], 0)) for r in roots]
@@ -149,7 +150,7 @@ def gauss_newton_spectrum(
             except _Differs as difference:  # a formula that holds in some pieces is no formula
                 generic |= difference.names
                 matrix.zero_()
-    matrix /= rows
+    matrix /= total
     values = _eigenvalues(matrix, progress).flip(0)
     return GramSpectrum(
         values.cpu(),
@@ -172,13 +173,13 @@ class _Differs(Exception):
 def _fill(
     gram: Float[Tensor, "m m"],
     landscape: LossLandscape,
-    pieces: list[Batch],
+    pieces: list[tuple[float, Batch]],
     roots: list[Tensor],
     generic: frozenset[str],
     budget: int,
     progress: Stages,
 ) -> None:
-    """Lower half of the Gram matrix times N; parameters that do not fit wait for another round."""
+    """Lower half of the Gram matrix, not yet divided; parameters that do not fit wait."""
     size, columns = len(gram), roots[0].shape[1]
     dtype = _sums_in(landscape)
     waiting: list[tuple[str, int, int]] | None = None
@@ -191,7 +192,7 @@ def _fill(
         factors: dict[str, list[tuple[Tensor, Tensor]]] = {}
         rows: Tensor | None = None
         start = 0
-        for batch, root in zip(pieces, roots, strict=True):
+        for (_, batch), root in zip(pieces, roots, strict=True):
             found = row_derivatives(landscape, batch, root, generic)
             if waiting is None:
                 parameters = [(n, 0, b.shape[2]) for n, b in found.blocks.items()]
@@ -222,18 +223,18 @@ def _fill(
 def _fill_parameters(
     matrix: Float[Tensor, "P P"],
     landscape: LossLandscape,
-    pieces: list[Batch],
+    pieces: list[tuple[float, Batch]],
     roots: list[Tensor],
     budget: int,
     progress: Stages,
 ) -> None:
-    """Lower half of the Gauss-Newton matrix times N, from as many rows at a time as fit."""
+    """Lower half of the Gauss-Newton matrix, not yet divided, from as many rows as fit."""
     size, columns = len(matrix), roots[0].shape[1]
     dtype = _sums_in(landscape)
     # Derivatives layer by layer, and put side by side.
     step = max(1, budget // (2 * size * columns * torch.finfo(dtype).bits // 8))
     done, rows = 0, sum(map(len, roots))
-    for (inputs, targets), root in zip(pieces, roots, strict=True):
+    for (_, (inputs, targets)), root in zip(pieces, roots, strict=True):
         for first in range(0, len(root), step):
             part = slice(first, first + step)
             batch = cut_rows(inputs, part, len(targets)), targets[part]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from planimeter.errors import InputError
 from planimeter.landscape import LossLandscape
+from planimeter.landscape.convexity import refuse_negative
 from planimeter.operators.batches import Batch, Inputs, Parameters, as_leaves, cut_rows, mean_loss
 from planimeter.operators.curvatures import loss_curvature
 
@@ -44,56 +45,60 @@ class RowFactors:
     blocks: dict[str, Float[Tensor, "n c p"]] = field(default_factory=dict)
 
 
-def row_pieces(landscape: LossLandscape, rows: int = 256) -> list[Batch]:
-    """The data in pieces whose per-row derivatives are small.
+def row_pieces(landscape: LossLandscape, rows: int = 256) -> list[tuple[float, Batch]]:
+    """The data in pieces whose per-row derivatives are small, with what each of them counts.
 
     Raises:
         InputError: rows have no derivatives of their own.
     """
     if not landscape.function.separable:
         raise InputError(
-            "rows have no derivatives of their own when BatchNorm uses the batch's statistics, "
-            "or the loss is no mean over rows: "
-            "use batch_norm='eval'"
+            "rows have no derivatives of their own when BatchNorm uses the batch's statistics "
+            "(use batch_norm='eval'), or where the loss is no mean over rows"
         )
     function = replace(landscape.function)
     function.rows = min(rows, function.rows or rows)
-    pieces = [batch for _, _, batch in function.pieces()]
+    pieces = [(weight, batch) for _, weight, batch in function.pieces()]
     whole = landscape.loss()
     parts = mean_loss(function, landscape.parameters)
     slack = min(0.1, 100 * torch.finfo(landscape.dtype).eps)
     if abs(whole - parts) > slack * max(abs(whole), abs(parts)):
         raise InputError(
             f"the loss is no mean over rows: {whole:.6g} on all rows, {parts:.6g} from pieces of "
-            f"{rows} put together (class weights and ignored rows do that), so single rows have "
-            f"no share in it: use the Lanczos methods"
+            f"{rows} put together, so single rows have no share in it: use the Lanczos methods"
         )
     return pieces
 
 
 def curvature_roots(
-    landscape: LossLandscape, batch: Batch
+    landscape: LossLandscape, batch: Batch, weight: float | None = None
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n c d"]]:
     r"""Outputs of a batch, and for each row the root of its output curvature.
 
-    Row n of the mean loss over n rows has the Hessian :math:`\Lambda_n / n`;
-    :math:`\sum_c r_{nc} r_{nc}^T = \Lambda_n`. There are as many columns as the largest rank needs:
-    C - 1 for the softmax.
+    Row n of a mean with weights w has the Hessian :math:`w_n \Lambda_n / \sum w`;
+    :math:`\sum_c r_{nc} r_{nc}^T = w_n \Lambda_n`. There are as many columns as the largest rank
+    needs: C - 1 for the softmax.
+
+    Arguments:
+        weight: of the batch; None for asking.
+
+    Raises:
+        NotApplicableError: a row's curvature is negative in some direction, by more than rounding.
     """
     inputs, targets = batch
     with torch.no_grad(), landscape.mode():
         outputs = landscape.outputs(landscape.parameters, inputs)
+    weight = landscape.function.weight(batch) if weight is None else weight
     with landscape.mode():
         try:
             # In float32 the softmax of a row that is fitted well has no null vector: 1 - p cancels.
-            curvature = _output_curvature(landscape, outputs.double(), targets)
+            curvature = weight * _output_curvature(landscape, outputs.double(), targets)
         except RuntimeError:  # a loss that computes in its own dtype
-            curvature = _output_curvature(landscape, outputs, targets).double()
+            curvature = weight * _output_curvature(landscape, outputs, targets).double()
     values, vectors = torch.linalg.eigh((curvature + curvature.transpose(1, 2)) / 2)
     top = float(values.abs().max())
     precision = torch.finfo(landscape.dtype).eps
-    if float(values.min()) < -100 * precision * top:
-        raise InputError("the loss is not convex in the outputs, so there is no such root")
+    refuse_negative(landscape.function, values / weight, outputs, targets)
     # Relative to each row: rows that are fitted well have a small curvature, not a small rank.
     floor = 100 * torch.finfo(torch.float64).eps * top
     relevant = values > (10 * precision * values.amax(dim=1, keepdim=True)).clamp_min(floor)
@@ -160,7 +165,7 @@ def row_derivatives(
 def _output_curvature(
     landscape: LossLandscape, outputs: Tensor, targets: Tensor
 ) -> Float[Tensor, "n c c"]:
-    """The Hessian of every row's own loss by its outputs."""
+    """The Hessian of the loss of a batch by the outputs of every row."""
     flat = outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None]
     columns = []
     for j in range(flat.shape[1]):
@@ -169,7 +174,7 @@ def _output_curvature(
         curved = loss_curvature(
             landscape.function, outputs, targets, direction.reshape(outputs.shape)
         )
-        columns.append(len(flat) * curved.reshape(flat.shape))
+        columns.append(curved.reshape(flat.shape))
     return torch.stack(columns, dim=2)
 
 

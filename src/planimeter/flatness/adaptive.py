@@ -78,17 +78,18 @@ def worst_case_sharpness(
     scale = theta.abs() if adaptive else torch.ones_like(theta)
     total = _number_of_batches(landscape, m)
     ascents: list[Ascent] = []
-    rows: list[int] = []
+    rows: list[float] = []
     shuffled = landscape.minibatches(m, torch.Generator().manual_seed(seed))
-    for batch in islice(shuffled, batches):
+    counted = (batch for batch in shuffled if landscape.function.weight(batch))
+    for batch in islice(counted, batches):
         ascents.append(auto_pgd(landscape, batch, theta, scale, norm, rho, steps))
-        rows.append(len(batch[1]))
+        rows.append(landscape.function.weight(batch))
         progress(len(rows), min(total, batches or total))
     rises = [ascent.best - ascent.start for ascent in ascents]
     weights = torch.tensor(rows, dtype=torch.float64) / sum(rows)
     values = torch.tensor(rises, dtype=torch.float64)
     error = 0.0
-    if len(rises) < total:
+    if len(rises) < total and next(counted, None) is not None:
         error = standard_error(values) if len(rises) > 1 else math.nan
     settled = max(ascent.late for ascent in ascents)
     kind = "adaptive" if adaptive else "standard"

@@ -132,7 +132,7 @@ def input_deviations(
                 raise NotApplicableError(f"the inputs of {name!r} are not features of a layer")
             handles.append(module.register_forward_pre_hook(watch(name)))
         with torch.no_grad(), landscape.mode():
-            for _, _, (inputs, _) in landscape.function.pieces():
+            for _, _, (inputs, _) in landscape.function.pieces(uncounted=True):
                 landscape.forward(landscape.parameters, inputs)
     finally:
         for handle in handles:

@@ -60,13 +60,14 @@ def _metric_length(
     theta, function = landscape.parameters, landscape.function
 
     def square() -> float:
-        total = 0.0
-        for _, rows, (inputs, targets) in function.pieces():
+        total, counted = 0.0, 0.0
+        for _, weight, (inputs, targets) in function.pieces():
             outputs, pushed = torch.func.jvp(
                 partial(_outputs, landscape, inputs), (theta,), (theta,)
             )
-            total += rows * square_of(function, outputs, targets, pushed)
-        return total / landscape.num_rows
+            total += weight * square_of(function, outputs, targets, pushed)
+            counted += weight
+        return total / counted
 
     how = "one forward derivative"
     try:
@@ -89,7 +90,11 @@ def _slope_square(function: BatchedLoss, outputs: Tensor, targets: Tensor, pushe
     """The same of the outer products of the rows' gradients, whose entries float32 may not hold."""
     slopes = torch.func.grad(lambda h: function.loss(h, targets))(outputs.detach())
     along = (slopes.double() * pushed.double()).reshape(len(outputs), -1).sum(1)
-    return len(outputs) * float(along.square().sum())
+    if function.row_weights is None:
+        return len(outputs) * float(along.square().sum())
+    weights = function.row_weights.rows(outputs, targets).double()
+    counted = weights > 0
+    return float(weights.sum() * (along[counted].square() / weights[counted]).sum())
 
 
 def _outputs(landscape: LossLandscape, inputs: Inputs, parameters: Parameters) -> Tensor:

@@ -29,10 +29,11 @@ from planimeter.flatness.norms import (
 )
 from planimeter.flatness.path_norm import path_norm
 from planimeter.landscape import LossLandscape
+from planimeter.landscape.accuracy import Predictions
 
 
 def margins(landscape: LossLandscape) -> Float[Tensor, " n"]:
-    """The margin of every row, float64, in the order of the data.
+    """The margin of every label that counts, float64, in the order of the data.
 
     Raises:
         NotApplicableError: the targets are not classes.
@@ -41,9 +42,11 @@ def margins(landscape: LossLandscape) -> Float[Tensor, " n"]:
     def compute() -> Tensor:
         parts = []
         for _, _, (inputs, targets) in landscape.function.pieces():
-            parts.append(_margins(landscape.outputs(landscape.parameters, inputs), targets))
+            outputs = landscape.outputs(landscape.parameters, inputs)
+            parts.append(_margins(predictions, outputs, targets))
         return torch.cat(parts)
 
+    predictions = landscape.predictions()
     with torch.no_grad(), landscape.mode():
         result: Tensor = landscape.function.surviving(compute)
     return result
@@ -174,24 +177,19 @@ def path_norm_over_margin(landscape: LossLandscape, *, quantile: float = 0.1) ->
 # -- private ----------------------------------------------------------------------------------
 
 
-def _margins(outputs: Tensor, targets: Tensor) -> Float[Tensor, " n"]:
+def _margins(predictions: Predictions, outputs: Tensor, targets: Tensor) -> Float[Tensor, " n"]:
     outputs = outputs.double()
-    if outputs.ndim == 1 or outputs.shape[1] == 1:
+    if predictions.axis is None:
         h, y = outputs.reshape(-1), targets.reshape(-1)
-        if h.numel() != y.numel() or not bool(((y == 0) | (y == 1)).all()):
+        if outputs.numel() != len(outputs) or predictions.threshold:
             raise NotApplicableError(
-                "this needs classes: with one output, the targets have to be 0 and 1"
+                "this needs classes: of outputs that are labels of their own, or probabilities, "
+                "no margin is known"
             )
         return torch.where(y > 0, h, -h)
-    h = outputs.movedim(1, -1)
-    if targets.is_floating_point() or h.shape[:-1] != targets.shape:
-        raise NotApplicableError(
-            f"this needs classes: the targets are {targets.dtype} of shape "
-            f"{tuple(targets.shape)}, for outputs of shape {tuple(outputs.shape)}"
-        )
-    h, y = h.reshape(-1, h.shape[-1]), targets.reshape(-1, 1).long()
-    own = h.gather(1, y).squeeze(1)
-    return own - h.scatter(1, y, -math.inf).amax(dim=1)
+    h, y = predictions.labelled(outputs, targets)
+    own = h.gather(1, y[:, None]).squeeze(1)
+    return own - h.scatter(1, y[:, None], -math.inf).amax(dim=1)
 
 
 def _with_margin(quotient: Estimate, gamma: Estimate) -> Estimate:

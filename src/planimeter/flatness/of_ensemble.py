@@ -74,19 +74,22 @@ def keskar_sharpness_of_ensemble(
         first = landscapes[0]
         generator = torch.Generator().manual_seed(seed)
 
-        everything = [(len(batch[1]), members.shared(*batch)) for batch in first.batches()]
+        weigh = first.function.weight
+        everything = [(weigh(b), members.shared(*b)) for b in first.batches() if weigh(b)]
 
         def full_loss() -> Float[Tensor, " B"]:
             total = torch.zeros(len(landscapes), dtype=torch.float64)
-            for rows, (inputs, targets, weights) in everything:
+            for counted, (inputs, targets, weights) in everything:
                 values = stack.loss.values(stack.outputs(point, members.fixed, inputs), targets)
-                total += rows * (weights * values).sum(1).double().cpu()
-            return total / sum(rows for rows, _ in everything)
+                total += counted * (weights * values).sum(1).double().cpu()
+            return total / sum(counted for counted, _ in everything)
 
         loss = full_loss()
         best, finite, curves = loss.clone(), torch.isfinite(loss), []
         for epoch in range(epochs):
             for batch in first.minibatches(batch_size, generator):
+                if not weigh(batch):  # no row counts
+                    continue
                 inputs, targets, weights = members.shared(*batch)
                 outputs = stack.gradient(point, members.fixed, inputs, targets, weights, slope)
                 finite &= torch.isfinite(stack.loss.values(outputs, targets).sum(1)).cpu()
@@ -183,8 +186,10 @@ class _Members:
                 )
             modes.enter_context(landscape.mode())
         check_alike([landscape.model for landscape in landscapes])
-        self.model, self.loss = first.model, row_loss(first.loss_function)
-        if first.function.loss is not first.loss_function:
+        if not first.function.separable:
+            raise InputError("the loss of an ensemble has to be a mean over rows")
+        self.model, self.loss = first.model, row_loss(first.scalar_loss)
+        if first.function.loss is not first.scalar_loss:
             self.loss = self.loss.in_float64()
         self.names = list(first.parameters)
         self.others = other_names(self.model, self.names)
@@ -196,9 +201,10 @@ class _Members:
 
     def shared(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A batch that all networks see, padded, and the weights of its rows."""
+        inputs, targets, parts = self.counted(inputs, targets)
         rows = len(targets)
         weights = torch.zeros(padded_rows(rows), dtype=self.first.dtype, device=inputs.device)
-        weights[:rows] = 1 / rows
+        weights[:rows] = 1 / rows if parts is None else parts / parts.sum()
         if len(weights) > rows:
             chosen = torch.arange(len(weights), device=inputs.device).clamp_max(rows - 1)
             inputs, targets = inputs[chosen], targets[chosen]
@@ -208,19 +214,35 @@ class _Members:
             weights.expand(self.count, -1),
         )
 
+    def counted(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The rows that count, and what each of them does; None where all count alike.
+
+        A row that counts nothing has no loss of its own.
+        """
+        own = self.first.function.row_weights
+        if own is None:
+            return inputs, targets, None
+        outputs = None if own.outputs is None else own.outputs((inputs, targets))
+        parts = own.rows(outputs, targets).to(self.first.dtype)
+        some = parts > 0
+        if bool((parts == 1).all()):
+            return inputs, targets, None
+        return inputs[some], targets[some], parts[some]
+
     def hessian_product(self) -> Callable[[Float[Tensor, "B P"]], Float[Tensor, "B P"]]:
         """Every network's Hessian times its own vector, recorded once."""
         stack = MappedStack(self.model, self.names, self.others, self.loss)
-        batches = list(self.first.batches())
-        rows = sum(len(targets) for _, targets in batches)
+        weigh = self.first.function.weight
+        batches = [self.counted(*batch) for batch in self.first.batches() if weigh(batch)]
+        total_weight = sum(map(weigh, self.first.batches()))
 
         def one(parameters: Stacked, fixed: Stacked, vector: Stacked) -> Stacked:
             def total(at: Stacked) -> Tensor:
-                parts = [
-                    stack.loss.values(stack.network(at, fixed, inputs), targets).sum() / rows
-                    for inputs, targets in batches
-                ]
-                return torch.stack(parts).sum()
+                parts = []
+                for inputs, targets, weights in batches:
+                    values = stack.loss.values(stack.network(at, fixed, inputs), targets)
+                    parts.append((values if weights is None else weights * values).sum())
+                return torch.stack(parts).sum() / total_weight
 
             return torch.func.jvp(torch.func.grad(total), (parameters,), (vector,))[1]
 

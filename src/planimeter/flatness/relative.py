@@ -23,6 +23,7 @@ from planimeter.estimate import Estimate
 from planimeter.flatness.block_traces import block_traces, input_deviations, weight_names
 from planimeter.flatness.definition import Measure
 from planimeter.landscape import LossLandscape
+from planimeter.landscape.denominators import known_loss
 from planimeter.losses import predicts_classes
 
 Progress = Callable[[int, int], None]
@@ -130,8 +131,11 @@ def relative_flatness_of_softmax_layer(landscape: LossLandscape) -> Estimate:
 
     Source: Petzka et al. 2021.
     """
-    if not predicts_classes(landscape.loss_function):
+    known = known_loss(landscape.loss_function)
+    if not predicts_classes(landscape.loss_function) or known is None:
         raise NotApplicableError("the closed form is that of the cross-entropy of a softmax")
+    if known.settings.get("weight") is not None and known.settings.get("label_smoothing"):
+        raise NotApplicableError("the closed form knows class weights without label smoothing only")
     linear = [
         (name, module)
         for name, module in landscape.model.named_modules()
@@ -145,20 +149,26 @@ def relative_flatness_of_softmax_layer(landscape: LossLandscape) -> Estimate:
         lambda _, inputs, outputs: seen.append((inputs[0], outputs))
     )
     w = landscape.parameters[f"{name}.weight"].double()
-    gram, total = w @ w.T, 0.0
+    gram, total, counted = w @ w.T, 0.0, 0.0
     try:
         with torch.no_grad(), landscape.mode():
-            for _, _, (inputs, _) in landscape.function.pieces():
+            for _, weight, (inputs, targets) in landscape.function.pieces():
                 seen.clear()
                 outputs = landscape.outputs(landscape.parameters, inputs)
                 if len(seen) != 1 or not torch.equal(seen[0][1], outputs) or outputs.ndim != 2:
                     raise NotApplicableError(f"the outputs of {name!r} are not the network's")
                 p = outputs.double().softmax(1)
                 bend = p @ gram.diagonal() - ((p @ gram) * p).sum(1)
+                if targets.is_floating_point() and known.settings.get("weight") is not None:
+                    raise NotApplicableError(
+                        "the closed form knows class weights with classes as targets only"
+                    )
+                bend = bend * known.row_weights(targets)
                 total += float((seen[0][0].double().square().sum(1) * bend).sum())
+                counted += weight
     finally:
         handle.remove()
-    return Estimate(total / landscape.num_rows, 0.0, f"closed form of layer {name!r}")
+    return Estimate(total / counted, 0.0, f"closed form of layer {name!r}")
 
 
 def _root(w: Float[Tensor, "d m"]) -> Float[Tensor, "d d"]:

@@ -92,6 +92,14 @@ class BatchData:
         for rows in order.split(batch_size):
             yield self._placed(_taken(inputs, rows, len(targets))), self._placed(targets[rows])
 
+    def spread(self, rows: int) -> Batch | None:
+        """Rows from all over the data; None for a loader, or where nothing is cut."""
+        if self.tensors is None or self.whole:
+            return None
+        inputs, targets = self.tensors
+        some = torch.arange(0, len(targets), max(1, len(targets) // rows))[:rows]
+        return self._placed(_taken(inputs, some, len(targets))), self._placed(targets[some])
+
     def _loaded(self, seed: int | None) -> Iterator[Batch]:
         """The loader's batches as pairs; it has a random state of its own.
 

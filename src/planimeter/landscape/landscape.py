@@ -9,40 +9,41 @@ model afterwards does not change it, and measuring never changes the model.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from planimeter.errors import InputError, MeasurementWarning, NotApplicableError
+from planimeter.errors import InputError, NotApplicableError
+from planimeter.landscape.accuracy import Predictions, predictions_of
 from planimeter.landscape.admission import check_module, unwrapped, warn_of_long_rows
-from planimeter.landscape.data import DEFAULT_ROWS, BatchData
+from planimeter.landscape.convexity import refuse_non_convex
+from planimeter.landscape.data import BatchData
+from planimeter.landscape.denominators import known_loss
+from planimeter.landscape.loss import put_together, scalar_loss
 from planimeter.landscape.modes import batch_norms, evaluation_mode, has_dropout
 from planimeter.landscape.returned import (
     Reading,
-    described,
     one_tensor,
     reading_of,
     refuse_complex,
-    refuse_complex_loss,
     tensors_of,
 )
 from planimeter.landscape.running import run, run_first
 from planimeter.landscape.together import belong_together
-from planimeter.losses import Loss, in_float64, likelihood_of, predicted_classes
+from planimeter.losses import Loss, in_float64, likelihood_of
 from planimeter.operators import CurvatureOperator
 from planimeter.operators.batches import (
     Batch,
     BatchedLoss,
     Inputs,
     Parameters,
+    RowWeights,
     cut_rows,
     flatten,
     loss_and_gradient,
@@ -58,7 +59,6 @@ from planimeter.operators.curvatures import (
     loss_curvature,
     monte_carlo_fisher_curvature,
 )
-from planimeter.operators.memory import is_out_of_memory
 from planimeter.operators.operator import consecutive, matching
 from planimeter.operators.products import Products
 
@@ -78,13 +78,17 @@ class LossLandscape:
             arguments. Of `DataParallel`, `DistributedDataParallel` and compiled modules the
             network inside is measured.
         loss: `loss(outputs, targets)`, a **mean** over the rows of a batch. Outputs are what the
-            model returns; of an object or dict with `logits` those, if the loss takes them.
+            model returns; of an object or dict with `logits` those, if the loss takes them. Where
+            rows count differently (class weights, ignored labels, padding), the losses of torch
+            are known; any other may return `(sum, count)`, what it divides and by what.
         data: tensors (inputs, targets), or an iterable of batches that can be iterated again and
             gives the same rows every time. Inputs are a tensor, or a tuple or dict of tensors; a
             batch may also be a tuple that ends with the targets, or a dict with "labels". Tensors
             of other lengths than the targets (the nodes and edges of graphs) are not cut.
         batch_size: rows a batch when `data` is tensors; the result does not depend on it, except
             with `batch_norm="train-frozen-buffers"`.
+        weight: from the targets of a batch to the weights of its rows in the mean, (n,) or
+            (n, ...) to be summed over a row, or to their total; None for those of the loss.
         batch_norm: "eval", or "train-frozen-buffers" for the statistics of each batch with the
             running ones left alone.
         normalise_logits: centre the outputs z of every row and divide by their norm before the
@@ -100,7 +104,8 @@ class LossLandscape:
         InputError: a parameter is complex or not finite, none requires a gradient, the model is
             scripted or writes to its parameters, or does not take the inputs; the data is empty, of
             unequal lengths, can be iterated only once or differs from pass to pass; the model is
-            random; or the data has several batches and the loss is no mean over rows.
+            random; torch broadcasts targets against outputs; or the data has several batches and
+            the loss is no mean over rows.
     """
 
     def __init__(
@@ -110,6 +115,7 @@ class LossLandscape:
         data: tuple[Inputs, Tensor] | Iterable[Any],
         *,
         batch_size: int | None = None,
+        weight: Callable[[Tensor], Any] | None = None,
         batch_norm: str = "eval",
         normalise_logits: bool = False,
         memory_budget: int | None = None,
@@ -156,15 +162,13 @@ class LossLandscape:
         self._written: frozenset[str] = frozenset()
         self._reading = Reading()
         self._check_deterministic()
-        self.loss_function = self.function.loss = loss = self._reading.loss(loss)
+        self.loss_function = self.function.loss = self._reading.loss(loss)
         if self.data.whole:
             self.data.whole = self.function.surviving(lambda: belong_together(self))
             self.function.separable &= not self.data.whole
-        self._check_loss()
-        if self._takes_float64():
-            self.function.loss = in_float64(loss)
+        self.take_loss(scalar_loss(self, weight))
         if self.function.separable:
-            self._check_mean()
+            put_together(self, given=weight is not None)
 
     # -- the function and its derivatives --------------------------------------------------
 
@@ -265,7 +269,7 @@ class LossLandscape:
                 the name says.
         """
         self._refuse_several("Gauss-Newton matrix")
-        self._check_convex()
+        refuse_non_convex(self)
         return self._operator(GaussNewton("Gauss-Newton matrix", loss_curvature), self.function)
 
     def empirical_fisher(self) -> CurvatureOperator:
@@ -294,14 +298,20 @@ class LossLandscape:
         self._refuse_mixed_rows("Monte-Carlo Fisher matrix")
         if samples < 1:
             raise InputError(f"samples must be at least 1, got {samples}")
-        likelihood = likelihood_of(self.loss_function)
+        likelihood, known = likelihood_of(self.loss_function), known_loss(self.loss_function)
+
+        def sample(outputs: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+            drawn = likelihood.sample(outputs, generator)
+            if known is None or known.ignored is None:
+                return drawn
+            return torch.where(targets == known.ignored, targets, drawn)
 
         def draw() -> list[Tensor]:
             generator = torch.Generator(self.device).manual_seed(seed)
             drawn: dict[int, list[Tensor]] = defaultdict(list)
-            for index, _, (inputs, _) in self.function.pieces():
+            for index, _, (inputs, targets) in self.function.pieces(uncounted=True):
                 outputs = self.outputs(self.parameters, inputs)
-                draws = [likelihood.sample(outputs, generator) for _ in range(samples)]
+                draws = [sample(outputs, targets, generator) for _ in range(samples)]
                 drawn[index].append(torch.stack(draws, dim=1))
             return [torch.cat(parts) for parts in drawn.values()]
 
@@ -318,6 +328,11 @@ class LossLandscape:
 
         curve = partial(monte_carlo_fisher_curvature, terms=likelihood.terms)
         function = BatchedLoss(self.forward, loss, batches, rows=self.function.rows)
+        if known is not None and known.of_classes:
+            function.row_weights = RowWeights(
+                lambda _, drawn: known.row_weights(drawn[:, 0]),
+                lambda _, drawn: float(known.row_weights(drawn[:, 0]).sum()),
+            )
         kind = GaussNewton("Monte-Carlo Fisher matrix", curve)
         return self._operator(kind, function, samples, seed)
 
@@ -329,21 +344,36 @@ class LossLandscape:
         return sum(len(targets) for _, targets in self.data)
 
     def accuracy(self) -> float:
-        """Fraction of rows whose predicted class is the target."""
+        """Fraction of labels that the network predicts, of those that count.
+
+        Raises:
+            NotApplicableError: the targets are no classes.
+        """
 
         def compute() -> float:
-            right, rows = 0, 0
+            right, labels = 0, 0
             for _, _, (inputs, targets) in self.function.pieces():
-                predicted = predicted_classes(
-                    refuse_complex(self.outputs(self.parameters, inputs), "accuracy")
-                )
-                right += int((predicted.reshape(-1) == targets.reshape(-1).long()).sum())
-                rows += targets.numel()
-            return right / rows
+                hits = predictions.hits(self.outputs(self.parameters, inputs), targets)
+                right, labels = right + int(hits.sum()), labels + hits.numel()
+            if not labels:
+                raise NotApplicableError("this needs classes: no label counts")
+            return right / labels
 
         with torch.enable_grad(), self.mode():
+            predictions = self.predictions()
             result: float = self.function.surviving(compute)
         return result
+
+    def predictions(self) -> Predictions:
+        """How classes are read off the outputs.
+
+        Raises:
+            NotApplicableError: the targets are no classes.
+        """
+        inputs, targets = self.first_rows(64)
+        with torch.enable_grad(), self.mode():
+            outputs = refuse_complex(self.outputs(self.parameters, inputs), "accuracy").detach()
+        return predictions_of(self.loss_function, self.scalar_loss, outputs, targets)
 
     def batches(self) -> Iterator[Batch]:
         """One pass over the data, on the model's device, floating inputs in the model's dtype."""
@@ -355,8 +385,11 @@ class LossLandscape:
 
     def batch_gradient(self, theta: Float[Tensor, " P"], batch: Batch) -> Float[Tensor, " P"]:
         """The gradient at `theta` of the loss of one batch, for stochastic ascent and descent."""
-        one = BatchedLoss(self.forward, self.function.loss, lambda: iter([batch]))
+        own = self.function.row_weights
+        one = BatchedLoss(self.forward, self.function.loss, lambda: iter([batch]), row_weights=own)
         with self.mode():
+            if not one.weight(batch):  # none of its rows counts
+                return torch.zeros_like(theta)
             return loss_and_gradient(one, unflatten(theta, self.parameters))[1]
 
     def forward(self, parameters: Parameters, inputs: Inputs) -> Any:
@@ -416,28 +449,11 @@ class LossLandscape:
                     "it (functional dropout, noise, stochastic depth) in evaluation mode"
                 )
 
-    def _check_loss(self) -> None:
-        """Refuse, in words, targets that the loss does not take."""
-
-        def compute() -> None:
-            inputs, targets = self.first_rows(64)
-            outputs = self.forward(self.parameters, inputs)
-            try:
-                refuse_complex_loss(self.loss_function(outputs, targets))
-            except InputError:
-                raise
-            except (IndexError, RuntimeError, TypeError, ValueError) as error:
-                if is_out_of_memory(error):
-                    raise
-                kind = str(targets.dtype).removeprefix("torch.")
-                raise InputError(
-                    f"the loss does not take outputs {described(outputs)} with "
-                    f"{kind} targets of shape {tuple(targets.shape)}, which are "
-                    f"{targets.min():g} to {targets.max():g}: {str(error).splitlines()[0]}"
-                ) from error
-
-        with torch.enable_grad(), self.mode():
-            self.function.surviving(compute)
+    def take_loss(self, loss: Loss) -> None:
+        """Measure a loss that is a scalar, in float64 where it can be."""
+        self.scalar_loss = self.function.loss = loss
+        if self._takes_float64():
+            self.function.loss = in_float64(loss)
 
     def first_rows(self, count: int) -> Batch:
         """Some rows of the first batch, no more than fit into memory at a time."""
@@ -459,7 +475,7 @@ class LossLandscape:
             if outputs.is_complex() or outputs[0].numel() > WIDE_OUTPUTS:
                 return False
             try:
-                torch.func.grad(in_float64(self.loss_function))(outputs, targets)
+                torch.func.grad(in_float64(self.scalar_loss))(outputs, targets)
             except (RuntimeError, TypeError):
                 return False
             return True
@@ -467,67 +483,6 @@ class LossLandscape:
         with torch.enable_grad(), self.mode():
             result: bool = self.function.surviving(compute)
         return result
-
-    def _check_mean(self) -> None:
-        """Refuse a loss that is no mean over rows, where batches could not be put together.
-
-        With a single batch such a loss is fine, as long as the batch stays whole.
-        """
-        several = len(list(islice(self.data, 2))) > 1
-
-        def compute() -> tuple[int, list[float]]:
-            inputs, targets = self.first_rows(DEFAULT_ROWS)
-            rows, cut = len(targets), len(targets) // 3
-            losses = []
-            for part in (slice(None), slice(cut), slice(cut, None)) if cut else ():
-                outputs = self.forward(self.parameters, cut_rows(inputs, part, rows))
-                losses.append(float(self.function.loss(outputs, targets[part]).detach().mean()))
-            return rows, losses
-
-        with torch.enable_grad(), self.mode():
-            rows, losses = self.function.surviving(compute)
-        if not losses:
-            return
-        (whole, left, right), cut = losses, rows // 3
-        parts = (cut * left + (rows - cut) * right) / rows
-        slack = min(0.1, 100 * torch.finfo(self.dtype).eps)
-        if abs(whole - parts) <= slack * max(abs(whole), abs(parts)):
-            return
-        if not several:
-            self.function.separable = False
-            if abs(whole - left - right) <= slack * abs(whole):
-                warnings.warn(
-                    f"the loss is a sum over rows: everything is {self.num_rows} times what it "
-                    f"is for the mean; use reduction='mean'",
-                    MeasurementWarning,
-                    stacklevel=3,
-                )
-            return
-        raise InputError(
-            f"the loss is not a mean over rows: {whole:.6g} on {rows} rows, but {parts:.6g} "
-            f"from {cut} and {rows - cut} of them put together; use reduction='mean', targets "
-            f"of the shape of the outputs, no class weights, no ignored rows, or a batch_size for "
-            f"all rows"
-        )
-
-    def _check_convex(self) -> None:
-        """Refuse a loss with a negative curvature in some direction of the outputs."""
-        inputs, targets = self.first_rows(8)
-        generator = torch.Generator().manual_seed(0)
-        with torch.enable_grad(), self.mode():
-            outputs = self.forward(self.parameters, inputs)
-        for _ in range(16):
-            v = torch.randn(outputs.shape, generator=generator).to(outputs)
-            curved = loss_curvature(self.function, outputs, targets, v)
-            # Where outputs are saturated rounding alone may bend either way: compare with others.
-            usual = loss_curvature(self.function, torch.zeros_like(outputs), targets, v)
-            bend, size = float((v * curved).sum()), float((v * curved).abs().sum())
-            size = max(size, float((v * usual).abs().sum()))
-            if bend < -100 * torch.finfo(self.dtype).eps * size:
-                raise NotApplicableError(
-                    "the loss is not convex in the outputs (a direction of negative curvature was "
-                    "found), so its Gauss-Newton matrix is not positive: use hessian()"
-                )
 
     def _refuse_several(self, what: str) -> None:
         """Refuse a matrix of derivatives by the outputs where these are not one real tensor."""
@@ -548,6 +503,8 @@ class LossLandscape:
         self, kind: Curvature, function: BatchedLoss, *key: int, names: tuple[str, ...] = ()
     ) -> CurvatureOperator:
         """One operator a matrix: what its products have in common is computed once."""
+        if function.check is not None and not function.check.complete:
+            self.loss()  # looks at all batches, which products do not
         found = self._operators.get((kind.name, names, *key))
         if found is None:
             found = self._new_operator(kind, function, *key, names=names)
@@ -566,7 +523,7 @@ class LossLandscape:
             def forward(p: Parameters, inputs: Inputs) -> Tensor:
                 return whole.forward({**held, **p}, inputs)
 
-            function = BatchedLoss(forward, whole.loss, whole.batches, whole.separable, whole.rows)
+            function = replace(whole, forward=forward)
             name = f"{name} restricted to {', '.join(names)}"
         products = Products(kind, function, parameters, self.mode, **self._product_options)
 

@@ -12,7 +12,7 @@ import warnings
 
 import torch
 
-from planimeter.errors import InputError, MeasurementWarning
+from planimeter.errors import InputError, MeasurementWarning, NotApplicableError
 from planimeter.operators.agreement import agree, difference, seconds
 from planimeter.operators.batches import Batch, BatchedLoss, Parameters
 from planimeter.operators.curvatures import Curvature, Directions, LinearMap
@@ -85,7 +85,7 @@ class Anew:
         if len(found) < 2 or not self._holds("reverse", directions):
             attempt("forward")
             if "reverse" not in found and "forward" not in found:
-                raise InputError(
+                raise NotApplicableError(
                     f"the {self.curvature.name} cannot be computed: an operation of the model or "
                     f"the loss has no second derivative ({failure})"
                 )

@@ -4,8 +4,9 @@ With batches :math:`b` of :math:`n_b` rows and mean losses :math:`L_b`,
 
 .. math:: L = \sum_b \tfrac{n_b}{N} L_b, \qquad N = \sum_b n_b,
 
-so batches weigh by their size (uneven last batches are the classic silent error). Sums accumulate
-in float64. A batch that does not fit into memory is cut into halves, with a warning.
+so batches weigh by their size (uneven last batches are the classic silent error), or by what the
+loss itself divides by, where rows count differently. Sums accumulate in float64. A batch that does
+not fit into memory is cut into halves, with a warning.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,31 @@ from planimeter.operators.memory import is_out_of_memory
 Parameters = dict[str, Tensor]
 Inputs = Any  # a tensor, or a tuple or dict of tensors, which the model takes as its arguments
 Batch = tuple[Inputs, Tensor]
+NOTHING = "the data has no batches, or none with a row that counts: every target is ignored"
+
+
+@dataclass(frozen=True)
+class RowWeights:
+    """What the rows count in the mean that a loss is.
+
+    Arguments:
+        rows: outputs and targets to the weights (n,) of the rows.
+        total: outputs and targets to the sum of those.
+        outputs: those of a batch, where the weights need them; None where targets are enough.
+    """
+
+    rows: Callable[[Any, Tensor], Float[Tensor, " n"]]
+    total: Callable[[Any, Tensor], float]
+    outputs: Callable[[Batch], Any] | None = None
+
+
+class Check(Protocol):
+    """Refuses a loss that turns out not to be what it seemed to be on the first batches."""
+
+    complete: bool
+
+    def __call__(self, outputs: Any, targets: Tensor) -> None:
+        """Look at a batch's outputs and targets."""
 
 
 @dataclass
@@ -39,6 +65,9 @@ class BatchedLoss:
         batches: makes a fresh pass over the batches, the same ones every time.
         separable: whether a batch may be cut into pieces (no layer mixes its rows).
         rows: the most rows of a piece; falls when memory runs out.
+        row_weights: of which the loss is the weighted mean; None where all rows count alike.
+        check: looks at outputs and targets until one pass was complete.
+        weights: of pieces, by their place: each is asked for once.
     """
 
     forward: Callable[[Parameters, Inputs], Any]
@@ -46,12 +75,16 @@ class BatchedLoss:
     batches: Callable[[], Iterator[Batch]]
     separable: bool = True
     rows: int | None = field(default=None)
+    row_weights: RowWeights | None = None
+    check: Check | None = None
+    weights: dict[tuple[int, int, int], float] = field(default_factory=dict)
 
     def batch_loss(self, parameters: Parameters, batch: Batch, index: int = 0) -> Float[Tensor, ""]:
         """Mean loss of one batch; refuses losses that are not finite or not scalars."""
         inputs, targets = batch
+        outputs = self.forward(parameters, inputs)
         try:
-            value = self.loss(self.forward(parameters, inputs), targets)
+            value = self.loss(outputs, targets)
         except IndexError as error:
             raise InputError(f"batch {index} does not fit the loss: {error}") from error
         if value.ndim != 0:
@@ -63,20 +96,45 @@ class BatchedLoss:
             raise InputError(
                 f"the loss is {value.item()} on batch {index}: {_culprit(parameters, inputs)}"
             )
+        if self.check is not None:
+            self.check(outputs, targets)
         return value
 
-    def pieces(self) -> Iterator[tuple[int, float, Batch]]:
-        """Batches, cut to at most `rows` rows, with the batch's index and their own rows."""
+    def pieces(self, *, uncounted: bool = False) -> Iterator[tuple[int, float, Batch]]:
+        """Batches, cut to at most `rows` rows, with the batch's index and the piece's weight.
+
+        Arguments:
+            uncounted: pieces of which no row counts too.
+        """
         for index, batch in enumerate(self.batches()):
             inputs, targets = batch
             size = len(targets)
             if self.rows is None or size <= self.rows or not self.separable:
-                yield index, float(size), batch
+                weight = self._weight(index, 0, batch)
+                if weight or uncounted:
+                    yield index, weight, batch
                 continue
             for start in range(0, size, self.rows):
                 part = slice(start, start + self.rows)
                 cut = cut_rows(inputs, part, size), targets[part]
-                yield index, float(len(cut[1])), cut
+                weight = self._weight(index, start, cut)
+                if weight or uncounted:
+                    yield index, weight, cut
+
+    def weight(self, batch: Batch) -> float:
+        """What a batch counts: its rows, or the sum of their weights."""
+        own, (_, targets) = self.row_weights, batch
+        if own is None:
+            return float(len(targets))
+        return own.total(None if own.outputs is None else own.outputs(batch), targets)
+
+    def _weight(self, index: int, start: int, piece: Batch) -> float:
+        if self.row_weights is None:
+            return float(len(piece[1]))
+        place = index, start, len(piece[1])
+        if place not in self.weights:
+            self.weights[place] = self.weight(piece)
+        return self.weights[place]
 
     def surviving(self, compute: Callable[[], Any]) -> Any:
         """`compute()`, again on smaller pieces for as long as memory runs out."""
@@ -115,7 +173,9 @@ def mean_loss(function: BatchedLoss, parameters: Parameters) -> float:
                 total += weight * float(function.batch_loss(parameters, batch, index).detach())
                 rows += weight
         if not rows:
-            raise InputError("the data has no batches")
+            raise InputError(NOTHING)
+        if function.check is not None:
+            function.check.complete = True
         return total / rows
 
     result: float = function.surviving(compute)
@@ -139,7 +199,9 @@ def loss_and_gradient(
                 total, rows = own if total is None else total + own, rows + weight
                 loss += weight * float(value.detach())
         if total is None:
-            raise InputError("the data has no batches")
+            raise InputError(NOTHING)
+        if function.check is not None:
+            function.check.complete = True
         return loss / rows, total / rows
 
     result: tuple[float, Tensor] = function.surviving(compute)

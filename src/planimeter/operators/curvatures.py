@@ -159,8 +159,16 @@ def loss_curvature(
 def empirical_fisher_curvature(
     function: BatchedLoss, outputs: Tensor, targets: Tensor, direction: Tensor
 ) -> Tensor:
-    """The outer products of the rows' own gradients by their outputs, times a direction."""
-    return len(outputs) * _outer(function, outputs, targets, direction)
+    """The outer products of the rows' own gradients by their outputs, times a direction.
+
+    The slope of row n of a mean with weights w has a factor w_n, its square must have one only.
+    """
+    products = _outer(function, outputs, targets, direction)
+    if function.row_weights is None:
+        return len(outputs) * products
+    weights = function.row_weights.rows(outputs, targets).to(outputs.dtype)
+    inverse = torch.where(weights > 0, 1 / weights, 0)
+    return weights.sum() * inverse.reshape(-1, *[1] * (outputs.ndim - 1)) * products
 
 
 def monte_carlo_fisher_curvature(
@@ -172,12 +180,15 @@ def monte_carlo_fisher_curvature(
 ) -> Tensor:
     """The same for labels drawn from the model; `terms` losses are averaged within a row.
 
-    The function's loss is the mean over the draws.
+    The function's loss is the mean over the draws, and its weights are numbers of losses.
     """
     samples = targets.split(1, dim=1)
     total = torch.zeros_like(outputs)
     for drawn in samples:
         total = total + _outer(function, outputs, drawn, direction)
+    if function.row_weights is not None:
+        counted = function.row_weights.rows(outputs, targets).sum().to(outputs.dtype)
+        return counted / len(samples) * total
     return len(outputs) * terms(outputs) / len(samples) * total
 
 

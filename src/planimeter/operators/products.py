@@ -27,10 +27,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planimeter.errors import InputError, MeasurementWarning
+from planimeter.errors import InputError, MeasurementWarning, NotApplicableError
 from planimeter.operators.agreement import agree, difference, flat, seconds
 from planimeter.operators.anew import Anew
 from planimeter.operators.batches import (
+    NOTHING,
     Batch,
     BatchedLoss,
     Parameters,
@@ -253,7 +254,7 @@ class Products:
         pieces = self.function.pieces()
         first = next(pieces, None)
         if first is None:
-            raise InputError("the data has no batches")
+            raise InputError(NOTHING)
         index, weight, batch = first
         # Looks at the loss before anything is differentiated, for errors in words.
         with torch.enable_grad():
@@ -279,11 +280,11 @@ class Products:
     def _keep_others(self, first: Tape | None, directions: Directions) -> bool:
         """Keep what the other pieces have in common too; False where that does not fit."""
         pieces = self.function.pieces()
-        rows, size = next(pieces)[1], self.kept_bytes
+        rows, size = len(next(pieces)[2][1]), self.kept_bytes
         constants = [] if first is None else list(first.constants)
         for index, weight, batch in pieces:
             if first is None:
-                total = self.kept_bytes + int(size * weight / rows)
+                total = self.kept_bytes + int(size * len(batch[1]) / rows)
                 if total > self.budget:
                     return False
                 another = self.anew(batch, index)
@@ -329,7 +330,7 @@ class Products:
             if is_out_of_memory(error) or isinstance(error, InputError):
                 raise
             if expected is None:
-                raise InputError(
+                raise NotApplicableError(
                     f"the {self.curvature.name} cannot be computed: an operation of the model or "
                     f"the loss has no second derivative ({failure}; {str(error).splitlines()[0]})"
                 ) from error
@@ -359,8 +360,9 @@ class Products:
         inputs, targets = batch
         rows, parts = len(targets), 1
         if self.function.separable and rows >= 2 * FEWEST_ROWS:
-            parts = 8
-            batch = cut_rows(inputs, slice(rows // parts), rows), targets[: rows // parts]
+            some = cut_rows(inputs, slice(rows // 8), rows), targets[: rows // 8]
+            if self.function.weight(some):  # else none of them counts
+                batch, parts = some, 8
         try:
             with _Bytes() as saved:
                 self.curvature.graph(self.function, self.parameters, batch, index)

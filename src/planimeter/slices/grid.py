@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from planimeter.errors import InputError
+from planimeter.errors import InputError, NotApplicableError
 from planimeter.landscape import LossLandscape
-from planimeter.losses import predicted_classes
-from planimeter.operators.batches import cut_rows, unflatten
+from planimeter.landscape.accuracy import Predictions
+from planimeter.operators.batches import unflatten
 from planimeter.slices.directions import Direction, eigenvector_directions, random_direction
 from planimeter.slices.file import SliceFile
 
@@ -234,9 +234,9 @@ def _sliced(
     if len(directions) == 2:
         _refuse_parallel(*directions)
     theta = landscape.theta
-    counts = _are_classes(landscape)
+    counts = _predictions(landscape)
     loss, accuracy = _evaluated(landscape, theta, counts)
-    settings = _settings(landscape, directions, counts)
+    settings = _settings(landscape, directions, counts is not None)
     shape = (len(axes[0]), len(axes[1]) if len(axes) == 2 else 1)
     losses = torch.full(shape, torch.nan, dtype=torch.float64)
     accuracies = losses.clone()
@@ -268,10 +268,10 @@ def _sliced(
     return Slice(
         distances=tuple(axes),
         losses=losses.reshape(kept),
-        accuracies=accuracies.reshape(kept) if counts else None,
+        accuracies=accuracies.reshape(kept) if counts is not None else None,
         names=tuple(d.name for d in directions),
         loss=loss,
-        accuracy=accuracy if counts else None,
+        accuracy=accuracy if counts is not None else None,
         quadratic=model,
         seeds=tuple(d.seed for d in directions),
         points=points,
@@ -280,7 +280,9 @@ def _sliced(
     )
 
 
-def _evaluated(landscape: LossLandscape, theta: Tensor, counts: bool) -> tuple[float, float]:
+def _evaluated(
+    landscape: LossLandscape, theta: Tensor, counts: Predictions | None
+) -> tuple[float, float]:
     """Loss and accuracy from one pass; a loss that is not finite is a value like any other.
 
     `LossLandscape.loss` refuses those, because nothing can be measured there.
@@ -300,32 +302,23 @@ def _evaluated(landscape: LossLandscape, theta: Tensor, counts: bool) -> tuple[f
                 )
             total += weight * float(value.detach())
             rows += weight
-            if counts:
-                predicted = predicted_classes(outputs).reshape(-1)
-                hits = int((predicted == targets.reshape(-1)).sum())
-                # The arg-max of NaN is a class too, but nobody's prediction.
-                right += hits if not bool(outputs.isnan().any()) else torch.nan
-                labels += targets.numel()
-        return total / rows, right / labels if counts else torch.nan
+            if counts is not None:
+                hits = counts.hits(outputs, targets)
+                right += int(hits.sum()) if not bool(outputs.isnan().any()) else torch.nan
+                labels += hits.numel()
+        return total / rows, right / labels if labels else torch.nan
 
     with torch.enable_grad(), landscape.mode():  # a loss may differentiate inside
         result: tuple[float, float] = function.surviving(compute)
     return result
 
 
-def _are_classes(landscape: LossLandscape) -> bool:
-    """Whether targets are classes: whole numbers, one a prediction, and no squared loss."""
-    loss = landscape.loss_function
-    if loss is nn.functional.mse_loss or isinstance(loss, nn.MSELoss):
-        return False
-    inputs, targets = next(landscape.batches())
-    if targets.is_floating_point():
-        return False
-    few = slice(min(2, len(targets)))
-    with torch.no_grad(), landscape.mode():
-        inputs = cut_rows(inputs, few, len(targets))
-        outputs = landscape.outputs(landscape.parameters, inputs)
-    return predicted_classes(outputs).numel() == targets[few].numel()
+def _predictions(landscape: LossLandscape) -> Predictions | None:
+    """How classes are read off the outputs; None where the targets are none."""
+    try:
+        return landscape.predictions()
+    except NotApplicableError:
+        return None
 
 
 def _quadratic(

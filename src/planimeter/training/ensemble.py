@@ -23,6 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
+from planimeter.landscape.denominators import known_loss
+from planimeter.landscape.means import MeanCheck
 from planimeter.landscape.stack import check_alike, other_names, stack_of, stacked
 from planimeter.losses import Loss, binary_cross_entropy, predicted_classes, row_loss
 from planimeter.training.fit import FitResult, check_batch_size
@@ -33,6 +35,7 @@ Rows = tuple[Float[Tensor, "m ..."], Int[Tensor, " m"]]
 
 _ROWS_AT_ONCE = 1024  # of every network, when errors are counted
 _WITNESSES = 32
+_LOOKED_AT = 64  # rows on which a loss is seen to be a mean
 
 
 def fit_ensemble(
@@ -278,19 +281,22 @@ def _check_rows(model: nn.Module, loss: Loss, data: MemberData) -> None:
     """Refuse a loss that is no mean over rows, and labels that it does not take."""
     if loss is binary_cross_entropy:
         loss(data.inputs.new_zeros(len(data.labels)), data.labels)
-    rows = min(8, len(data.labels))
-    cut = rows // 3
+    known = known_loss(loss)
+    if known is not None and known.of_classes:
+        weighted = known.settings.get("weight") is not None
+        if weighted or bool(data.labels.eq(known.settings.get("ignore_index", -100)).any()):
+            raise InputError(
+                "the loss is not a mean over rows that count alike (class weights, or ignored "
+                "labels): train these networks one by one"
+            )
+    some = torch.arange(0, len(data.labels), max(1, len(data.labels) // _LOOKED_AT))
     with torch.no_grad():
-        outputs, targets = model(data.inputs[:rows]), data.labels[:rows]
-        whole = float(loss(outputs, targets))
-        parts = [(n, s) for n, s in ((cut, slice(cut)), (rows - cut, slice(cut, None))) if n]
-        mean = sum(n * float(loss(outputs[s], targets[s])) for n, s in parts) / rows
-    slack = 100 * torch.finfo(outputs.dtype).eps * max(abs(whole), abs(mean))
-    if math.isfinite(whole) and abs(whole - mean) > slack:
-        raise InputError(
-            f"the loss is not a mean over rows: {whole:.6g} on {rows} rows, but {mean:.6g} from "
-            f"two parts of them put together; train these networks one by one"
-        )
+        outputs, targets = model(data.inputs[some]), data.labels[some]
+        check = MeanCheck(loss, lambda _, targets: float(len(targets)), len(some))
+        if math.isfinite(float(loss(outputs, targets))) and not check.look(outputs, targets):
+            raise InputError(
+                f"the loss is not a mean over rows: {check.words}; train these networks one by one"
+            )
 
 
 def _used(model: nn.Module, loss: Loss, data: MemberData) -> list[str]:

@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from planimeter.errors import NotApplicableError
+from planimeter.landscape.accuracy import predictions_of
+from planimeter.landscape.denominators import known_loss
 from planimeter.landscape.modes import evaluation_mode
 from planimeter.landscape.running import without_graph
 from planimeter.losses import Loss, predicted_classes
@@ -26,8 +29,8 @@ class Evaluation:
 
     Arguments:
         loss: mean over its rows.
-        errors: rows that are wrong.
-        rows: in the set.
+        errors: labels that are wrong; all of them where targets are no classes.
+        rows: labels that count, one a row of most sets.
     """
 
     loss: float
@@ -40,20 +43,29 @@ def evaluate(model: nn.Module, loss: Loss, data: Rows) -> Evaluation:
 
     Arguments:
         model: on any device; the rows follow it there.
-        loss: a mean over rows.
+        loss: a mean over rows; what the losses of torch divide by is known.
         data: an empty set has loss 0.
     """
-    device = device_of(model)
+    device, known = device_of(model), known_loss(loss)
+    weighted = known is not None and known.of_classes and known.reduction == "mean"
 
     def compute() -> Evaluation:
-        total, wrong, rows = 0.0, 0, 0
+        total, counted, wrong, rows = 0.0, 0.0, 0, 0
         for inputs, labels in pieces(data):
             labels = labels.to(device)
             outputs = model(inputs.to(device))
-            total += float(loss(outputs, labels).detach()) * len(labels)
-            wrong += int((predicted_classes(outputs) != labels).sum())
-            rows += len(labels)
-        return Evaluation(total / max(rows, 1), wrong, rows)
+            weight = float(len(labels))
+            if known is not None and weighted:
+                weight = float(known.row_weights(labels).sum())
+            total += float(loss(outputs, labels).detach()) * weight if weight else 0.0
+            counted += weight
+            try:
+                hits = predictions_of(loss, loss, outputs.detach(), labels).hits(outputs, labels)
+            except NotApplicableError:
+                hits = torch.zeros(labels.numel(), dtype=torch.bool)
+            wrong += hits.numel() - int(hits.sum())
+            rows += hits.numel()
+        return Evaluation(total / (counted or 1), wrong, rows)
 
     with evaluation_mode(model):
         result: Evaluation = without_graph(compute)
