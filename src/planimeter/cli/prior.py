@@ -222,7 +222,11 @@ def _bounds(
     train: int,
     delta: float,
 ) -> dict[str, ErrorBound]:
-    log_p = found if isinstance(found, LogProbability) else Estimate(found.value, found.stderr)
+    log_p = (
+        found
+        if isinstance(found, LogProbability)
+        else Estimate(found.value, found.stderr, dof=found.dof)
+    )
     bounds = {"bound for f": function_error_bound(log_p, train, delta)}
     if evidence is not None and train > 1:
         bounds["bound for P(f|S)"] = posterior_error_bound(evidence, train, delta)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from planimeter.errors import InputError
+from planimeter.estimate import widening
 from planimeter.models.fully_connected import fully_connected
 from planimeter.prior import (
     empirical_kernel,
@@ -65,7 +66,7 @@ def test_the_error_is_the_jackknifes(digits):
         thetas.append(log_prior(rest, y, particles=2, runs=2).corrected)
     assert found.deleted == pytest.approx(thetas, abs=1e-6)
     thetas = np.array(thetas)
-    assert found.kernel_stderr == pytest.approx(math.sqrt(3 * thetas.var()), rel=1e-4)
+    assert found.kernel_stderr == pytest.approx(widening(4) * math.sqrt(3 * thetas.var()), rel=1e-4)
     assert found.kernel_bias == pytest.approx(
         3 * (thetas.mean() - found.orthant.corrected), abs=1e-4
     )

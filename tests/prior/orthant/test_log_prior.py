@@ -146,12 +146,6 @@ def test_the_scale_of_the_outputs_does_not_matter(kernel, labels, scale):
     assert other.value == pytest.approx(one.value, abs=1e-6)
 
 
-def test_a_rank_deficient_kernel_is_refused_with_what_would_do():
-    features = torch.randn(30, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(InputError, match=r"rank 10 for 30 distinct inputs.*at least 30"):
-        log_prior(features @ features.T, torch.arange(30) % 2)
-
-
 @pytest.mark.parametrize(
     ("kernel", "labels", "message"),
     [
@@ -162,6 +156,9 @@ def test_a_rank_deficient_kernel_is_refused_with_what_would_do():
         (torch.eye(3), torch.tensor([0, 1]), r"shape \(3, 3\), but there are 2 labels"),
         (torch.tensor([[1.0, float("nan")], [0.0, 1.0]]), torch.tensor([0, 1]), r"entry \(0, 1\)"),
         (torch.tensor([[1.0, 0.5], [0.0, 1.0]]), torch.tensor([0, 1]), "not symmetric"),
+        (torch.eye(3).half(), torch.tensor([0, 1, 1]), r"float16.*compute it in float64"),
+        (torch.eye(3).bfloat16(), torch.tensor([0, 1, 1]), r"bfloat16.*compute it in float64"),
+        (torch.eye(3) * 1j, torch.tensor([0, 1, 1]), "a kernel is real"),
         (
             torch.tensor([[1.0, 0.0], [0.0, 0.0]]),
             torch.tensor([0, 1]),
@@ -239,16 +236,6 @@ def test_what_double_precision_cannot_resolve_is_refused_or_said():
         log_prior(kernel, torch.arange(40) % 2)
     found = log_prior(kernel + 1e-10 * torch.eye(40), torch.arange(40) % 2)
     assert any("digits of the value are lost" in a for a in found.alarms)
-
-
-@pytest.mark.slow
-def test_intervals_cover_as_often_as_they_say():
-    """95 % intervals with the default particles, Student's t with 7 degrees of freedom."""
-    kernel = torch.full((30, 30), 0.5, dtype=torch.float64)
-    kernel.diagonal().fill_(1.0)
-    found = [log_prior(kernel, torch.ones(30), seed=s, method="smc") for s in range(200)]
-    covered = sum(abs(f.value + math.log(31)) < 2.365 * f.stderr for f in found)
-    assert 0.92 <= covered / 200 <= 0.98
 
 
 def test_every_method_gives_the_same_value(kernel, labels):

@@ -3,7 +3,13 @@ import torch
 
 from planimeter.errors import InputError
 from planimeter.prior.orthant import signed_kernel
-from planimeter.prior.orthant.signed_kernel import as_signed, check_kernel, check_memory, dense
+from planimeter.prior.orthant.signed_kernel import (
+    as_signed,
+    check_kernel,
+    check_memory,
+    dense,
+    rounding_of,
+)
 
 
 def covariance(n, seed=0):
@@ -79,6 +85,39 @@ def test_a_single_precision_kernel_is_read_as_it_is():
         dense(check_kernel(kernel, 5).distinct), dense(check_kernel(kernel.double(), 5).distinct)
     )
     assert check_kernel(kernel, 5).distinct.kernel.data_ptr() == kernel.data_ptr()
+
+
+@pytest.mark.parametrize("large", [1.0, 1e8, 1e-8])
+def test_symmetry_is_asked_of_each_entry_beside_its_own_variances(large):
+    kernel = torch.eye(4, dtype=torch.float64)
+    kernel[0, 0] = kernel[1, 1] = large
+    kernel[2, 3], kernel[3, 2] = 0.9, -0.9
+    with pytest.raises(InputError, match=r"not symmetric: entries \(2, 3\) and \(3, 2\) differ"):
+        check_kernel(kernel, 4)
+    kernel[2, 3] = kernel[3, 2] = 0.9
+    kernel[0, 1], kernel[1, 0] = 0.5 * large, 0.5 * large * (1 + 1e-9)
+    assert not check_kernel(kernel, 4).distinct.symmetric
+
+
+def test_a_copy_of_a_float32_kernel_has_the_digits_of_float32():
+    kernel = covariance(6)
+    assert rounding_of(kernel) == torch.finfo(torch.float64).eps
+    for copy in (kernel.float(), kernel.float().double(), torch.tensor(kernel.float().numpy())):
+        assert rounding_of(copy) == torch.finfo(torch.float32).eps
+    # Numbers written by hand and whole numbers are exact, whatever holds them.
+    for exact in (torch.eye(5), torch.full((5, 5), 0.5), 1000.0 * torch.arange(9.0).reshape(3, 3)):
+        assert rounding_of(exact.double()) == torch.finfo(torch.float64).eps
+
+
+def test_almost_equal_outputs_are_not_the_same_where_others_tell_them_apart():
+    """Correlation 1 - 5e-15, and rows that differ by 1e-7: in float64 two variables."""
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[4] = x[0] + 1e-7
+    kernel = torch.exp(-torch.cdist(x, x).square() / 8)
+    assert check_kernel(kernel, 5).twin.tolist() == [0, 1, 2, 3, 4]
+    x[4] = x[0] + 1e-15
+    kernel = torch.exp(-torch.cdist(x, x).square() / 8)
+    assert check_kernel(kernel, 5).twin.tolist() == [0, 1, 2, 3, 0]
 
 
 def test_a_plain_matrix_is_taken_as_it_is():

@@ -10,46 +10,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from planimeter.errors import InputError
-from planimeter.prior.orthant.closed_forms import LARGEST, exact_log_orthant
-from planimeter.prior.orthant.cumulant_correction import cumulant_correction
-from planimeter.prior.orthant.direct import direct_log_orthant
+from planimeter.estimate import widening
+from planimeter.prior.orthant.closed_forms import LARGEST, exact_log_cone, exact_log_orthant
+from planimeter.prior.orthant.cone_monte_carlo import cone_smc
+from planimeter.prior.orthant.cumulant_correction import (
+    collective_skewness,
+    cumulant_correction,
+)
+from planimeter.prior.orthant.direct import direct_log_cone, direct_log_orthant
 from planimeter.prior.orthant.expectation_propagation import (
     EPSolution,
     expectation_propagation,
+    lost_digits,
     posterior_covariance,
     tempered,
 )
+from planimeter.prior.orthant.feasible import has_inside, is_contradiction
 from planimeter.prior.orthant.in_place import as_float32, cholesky_
+from planimeter.prior.orthant.kernel_rounding import kernel_rounding, rounding_alarms
 from planimeter.prior.orthant.log_probability import LogProbability
+from planimeter.prior.orthant.low_rank import LowRankKernel
 from planimeter.prior.orthant.minimax_tilting import minimax_log_orthant
 from planimeter.prior.orthant.monte_carlo import SMCResult, orthant_smc, runs_together
+from planimeter.prior.orthant.rank import settled
 from planimeter.prior.orthant.signed_kernel import (
     CheckedKernel,
     SignedKernel,
     check_kernel,
     check_memory,
-    check_rank,
     dense,
 )
 
 METHODS = ("auto", "smc", "ep", "direct", "exact", "minimax")
-# Above this ratio of the fourth to the third cumulant order, the corrected value over-corrects,
-# and the EP posterior has thinner tails than the truth: guided by it, weights have no variance.
-# Its sites to this power are wide enough (measured on equicorrelated and one-class problems).
+# Above this ratio of the fourth to the third cumulant order, the corrected value over-corrects.
 _SERIES_ALARM = 0.3
-_WIDER_GUIDE = 0.3
+# Where outputs move together the orthant reaches further out than the EP posterior, and guided by
+# that, weights have no variance: a few runs in a hundred are half a nat high. From this skewness
+# on, its sites to this power are wide enough and not wider than they need be (equicorrelated
+# problems of one class, 100 to 400 inputs; image kernels are far below).
+_WIDER_GUIDE = ((0.5, 0.3), (0.35, 0.45), (0.0, 1.0))
 # Where EP is rough and P is at least this, counting is as exact as particles, and simpler.
 _LARGE = math.log(0.02)
-# Sites this much more precise than the prior cost so many digits that 0.01 nats are in doubt
-# (measured on kernels of nearly equal inputs).
-_PRECISION_ALARM = 1e9
+# Closed forms with a larger error from rounding than this are left to the other methods.
+_CLOSED_FORM_ERROR = 1e-6
 # Draws of direct sampling and of minimax tilting, in units of particles x runs.
 _CHEAP_DRAWS = 12
 # Starting from another labelling's sites pays while fewer of the labels than this differ.
@@ -97,9 +108,13 @@ def checked_kernel(
         raise InputError(f"noise is a finite variance and cannot be negative: {noise}")
     if torch.as_tensor(kernel).shape == (n, n):
         check_memory(torch.as_tensor(kernel).device, n, needed_memory(n, settings))
-    result = check_kernel(kernel, n, noise)
-    check_rank(result.distinct)
-    return result
+    return with_rank(check_kernel(kernel, n, noise))
+
+
+def with_rank(kernel: CheckedKernel) -> CheckedKernel:
+    """The same with what is done about its rank."""
+    distinct, low_rank = settled(kernel.distinct)
+    return replace(kernel, distinct=distinct, low_rank=low_rank)
 
 
 def needed_memory(n: int, settings: Settings) -> int:
@@ -130,52 +145,109 @@ class Chain:
             )
         clash = self.kernel.contradiction(signs)
         if clash is not None:
-            return _impossible(clash, self.noise)
+            self.kernel.check_same(*clash)
+            return _impossible(clash, self.noise, self.kernel.eps)
         covariance = self.kernel.signed(signs)
+        cone, against = self._cone(covariance, signs)
+        if against is not None and self.kernel.low_rank is not None:
+            return _impossible(against, self.noise, self.kernel.eps, self.kernel.low_rank.rank)
         method = self.settings.method
-        if method in ("auto", "exact") and covariance.size <= LARGEST:
-            value, error = exact_log_orthant(dense(covariance))
-            if method == "exact" or error < 1e-6:
-                return self._plain("exact", value, error)
-        if method == "exact":
-            raise InputError(
-                f"closed forms end at {LARGEST} distinct inputs, and there are {covariance.size}"
-            )
+        if method in ("auto", "exact"):
+            found = self._exact(covariance, cone)
+            if found is not None:
+                return found
         if method == "direct":
-            return self._direct(covariance, None)
+            return self._direct(covariance, cone, None)
         if method == "minimax":
+            if cone is not None:
+                raise InputError(
+                    f"minimax tilting needs a kernel of full rank, and this one has rank "
+                    f"{cone.rank} for {cone.size} distinct inputs: use method='smc'"
+                )
             return self._minimax(covariance)
-        return self._guided(covariance, signs)
+        return self._guided(covariance, cone, signs)
 
-    def _guided(self, covariance: SignedKernel, signs: Float[Tensor, " n"]) -> LogProbability:
+    def _cone(
+        self, covariance: SignedKernel, signs: Float[Tensor, " n"]
+    ) -> tuple[LowRankKernel | None, tuple[int, ...] | None]:
+        """The orthant as a cone of fewer dimensions, and which of its constraints contradict.
+
+        A kernel without a gap in its spectrum has its rank by rounding alone: what contradicts
+        there is not impossible, and n dimensions will tell whether its digits suffice.
+        """
+        low_rank = self.kernel.low_rank
+        if low_rank is None or not (low_rank.clear or low_rank.is_low):
+            return None, None
+        cone = low_rank.signed(signs.to(low_rank.device)[self.kernel.index])
+        possible, against = has_inside(cone)
+        if possible:
+            return cone if low_rank.is_low else None, None
+        if low_rank.clear and is_contradiction(covariance, against):
+            return None, tuple(int(self.kernel.index[i]) for i in against)
+        return None, None
+
+    def _exact(self, covariance: SignedKernel, cone: LowRankKernel | None) -> LogProbability | None:
+        """By a closed form, if one is known and has its digits."""
+        forced = self.settings.method == "exact"
+        if covariance.size <= LARGEST:
+            value, error = exact_log_orthant(dense(covariance), covariance.eps)
+        elif cone is not None and cone.rank == 2:
+            value, error = exact_log_cone(cone.factor, cone.eps)
+        elif forced:
+            raise InputError(
+                f"closed forms end at {LARGEST} distinct inputs and at rank 2, and there are "
+                f"{covariance.size}" + (f" of rank {cone.rank}" if cone is not None else "")
+            )
+        else:
+            return None
+        if not forced and error >= _CLOSED_FORM_ERROR:
+            return None
+        alarms = rounding_alarms(error, covariance.eps)
+        return self._plain("exact", value, error, alarms=alarms)
+
+    def _guided(
+        self, covariance: SignedKernel, cone: LowRankKernel | None, signs: Float[Tensor, " n"]
+    ) -> LogProbability:
         """EP from the nearest earlier sites, and what follows."""
         settings = self.settings
-        work = _matrix(covariance)
+        kernel = covariance if cone is None else cone
+        work: Tensor | None = None
+        memory: Tensor | None = None
+        if cone is None:
+            work = memory = _matrix(covariance)
+            if settings.precision != torch.float64:
+                memory = as_float32(work)
         solution = expectation_propagation(
-            covariance,
+            kernel,
             tolerance=settings.tolerance,
             max_sweeps=settings.max_sweeps,
             precision=settings.precision,
             initial=self._nearest(signs),
-            workspace=work if settings.precision == torch.float64 else as_float32(work),
+            workspace=memory,
             progress=lambda sweep, log_z: settings.progress("EP", sweep, settings.max_sweeps),
         )
         self._earlier.append((signs, solution.tau, solution.nu))
-        return self._from_sites(covariance, solution, work)
+        return self._from_sites(covariance, cone, solution, work)
 
     def _from_sites(
-        self, covariance: SignedKernel, solution: EPSolution, work: Tensor
+        self,
+        covariance: SignedKernel,
+        cone: LowRankKernel | None,
+        solution: EPSolution,
+        work: Tensor | None,
     ) -> LogProbability:
         """The correction of EP, and what "auto", "smc" or "ep" goes on with."""
         settings = self.settings
+        kernel = covariance if cone is None else cone
         guide = solution
         if settings.precision != torch.float64:
             # Monte Carlo is unbiased only if log Z of its guide is that of its very sites.
-            guide = tempered(covariance, solution, 1.0, work)
-        posterior = posterior_covariance(covariance, guide.tau, work)
+            guide = tempered(kernel, solution, 1.0, work)
+        posterior = posterior_covariance(kernel, guide.tau, work)
         correction, ratio = cumulant_correction(solution, posterior)
         corrected = solution.log_z + correction
-        alarms = []
+        rounding = kernel_rounding(kernel, guide, posterior)
+        alarms = list(rounding_alarms(rounding, covariance.eps))
         if ratio > _SERIES_ALARM:
             unaffected = (
                 "" if settings.method == "ep" else "; the Monte Carlo value is not affected"
@@ -183,47 +255,59 @@ class Chain:
             alarms.append(
                 f"EP and its correction are rough here (ratio of orders {ratio:.2f}){unaffected}"
             )
-        if float(solution.tau.max()) > _PRECISION_ALARM:
-            alarms.append("almost equal inputs have opposite labels: digits of the value are lost")
-        ep = _EPPart(solution, corrected, tuple(alarms))
+        ep = _EPPart(solution, corrected, rounding, tuple(alarms))
         if settings.method == "ep":
             return self._plain("ep", corrected, math.nan, ep)
-        if ratio > _SERIES_ALARM:
-            if settings.method == "auto" and corrected > _LARGE:
-                del posterior
-                return self._direct(covariance, ep, work)
-            guide = tempered(covariance, solution, _WIDER_GUIDE, work)
-            posterior = posterior_covariance(covariance, guide.tau, work)
-        return self._smc(guide, posterior, ep)
+        if ratio > _SERIES_ALARM and settings.method == "auto" and corrected > _LARGE:
+            del posterior
+            return self._direct(covariance, cone, ep, work)
+        skewness = collective_skewness(solution, posterior)
+        power = next(power for least, power in _WIDER_GUIDE if skewness >= least)
+        if power < 1:
+            guide = tempered(kernel, solution, power, work)
+            if cone is None:
+                posterior = posterior_covariance(kernel, guide.tau, work)
+        return self._smc(guide, posterior if cone is None else cone, ep)
 
-    def _smc(self, guide: EPSolution, posterior: Tensor, ep: _EPPart) -> LogProbability:
+    def _smc(
+        self, guide: EPSolution, posterior: Tensor | LowRankKernel, ep: _EPPart
+    ) -> LogProbability:
         settings = self.settings
-        smc: SMCResult = orthant_smc(
-            guide,
-            posterior,
-            particles=settings.particles,
-            runs=settings.runs,
-            stderr=settings.stderr,
-            max_runs=settings.max_runs,
-            seed=settings.seed,
-            progress=lambda done: settings.progress("SMC", done, len(posterior)),
-        )
+        options: dict[str, Any] = {
+            name: getattr(settings, name)
+            for name in ("particles", "runs", "stderr", "max_runs", "seed")
+        }
+        n = len(guide.tau)
+        options["progress"] = lambda done: settings.progress("SMC", done, n)
+        smc: SMCResult
+        if isinstance(posterior, LowRankKernel):
+            smc = cone_smc(posterior, guide, **options)
+        else:
+            smc = orthant_smc(guide, posterior, **options)
+        if math.isnan(smc.stderr):
+            raise lost_digits(int(guide.tau.argmax()))
         alarms = []
-        if smc.stderr * math.sqrt(len(smc.runs)) > 0.5:
+        count = len(smc.runs)
+        if smc.stderr * math.sqrt(count) / widening(count) > 0.5:
             alarms.append("runs differ by more than half a nat: use more particles")
         if settings.stderr is not None and smc.stderr > settings.stderr:
-            alarms.append(
-                f"standard error {settings.stderr:g} was not reached in {len(smc.runs)} runs"
-            )
+            alarms.append(f"standard error {settings.stderr:g} was not reached in {count} runs")
         return self._plain("smc", smc.log_z, smc.stderr, ep, smc.runs, tuple(alarms))
 
     def _direct(
-        self, covariance: SignedKernel, ep: _EPPart | None, work: Tensor | None = None
+        self,
+        covariance: SignedKernel,
+        cone: LowRankKernel | None,
+        ep: _EPPart | None,
+        work: Tensor | None = None,
     ) -> LogProbability:
-        factor = dense(covariance, work)
-        cholesky_(factor)
         samples = _CHEAP_DRAWS * self.settings.particles * self.settings.runs
-        found = direct_log_orthant(factor, samples=samples, seed=self.settings.seed)
+        if cone is not None:
+            found = direct_log_cone(cone.factor, samples=samples, seed=self.settings.seed)
+        else:
+            factor = dense(covariance, work)
+            cholesky_(factor)
+            found = direct_log_orthant(factor, samples=samples, seed=self.settings.seed)
         return self._plain("direct", found.log_z, found.stderr, ep)
 
     def _minimax(self, covariance: SignedKernel) -> LogProbability:
@@ -248,7 +332,7 @@ class Chain:
     ) -> LogProbability:
         return LogProbability(
             value=value,
-            stderr=stderr,
+            stderr=math.hypot(stderr, ep.rounding if ep else 0.0),
             ep=ep.solution.log_z if ep else math.nan,
             corrected=ep.corrected if ep else math.nan,
             runs=runs,
@@ -280,6 +364,7 @@ class _EPPart:
 
     solution: EPSolution
     corrected: float
+    rounding: float
     alarms: tuple[str, ...]
 
 
@@ -287,7 +372,12 @@ def _matrix(kernel: SignedKernel) -> Float[Tensor, "n n"]:
     return torch.empty((kernel.size, kernel.size), dtype=torch.float64, device=kernel.device)
 
 
-def _impossible(clash: tuple[int, int], noise: float) -> LogProbability:
+def _impossible(
+    clash: tuple[int, ...], noise: float, eps: float, rank: int | None = None
+) -> LogProbability:
+    alarms: tuple[str, ...] = ()
+    if eps > torch.finfo(torch.float64).eps:
+        alarms = ("a float32 kernel cannot tell equal inputs from almost equal ones",)
     return LogProbability(
         value=-math.inf,
         stderr=0.0,
@@ -299,4 +389,6 @@ def _impossible(clash: tuple[int, int], noise: float) -> LogProbability:
         residual=0.0,
         converged=True,
         impossible=clash,
+        rank=rank,
+        alarms=alarms,
     )

@@ -9,6 +9,16 @@ higher cumulants. To second order, with :math:`c_l = \kappa_l / l!`,
 The ratio of the fourth-order to the third-order term is an alarm: small where the series works,
 large where it over-corrects.
 
+The third-order term is a twelfth of the sum of squares of the tilted distribution's third
+cumulants, in coordinates in which the EP posterior is a standard normal, less those of single
+outputs. Where one direction has most of it, the skewness along it,
+
+.. math:: s = \max_w \sum_i \kappa_{3,i} \left(\frac{y_i}{\Sigma_{ii}}\right)^3, \qquad
+          y = \Sigma w / \sqrt{w^T \Sigma w},
+
+is collective: all outputs move together (one class, strong correlation), further out than the EP
+posterior knows.
+
 Source: Opper, Paquet & Winther, JMLR 14 (2013), Section 4.
 """
 
@@ -22,6 +32,9 @@ from torch import Tensor
 from planimeter.prior.orthant.expectation_propagation import EPSolution
 from planimeter.prior.orthant.in_place import panels
 from planimeter.prior.orthant.truncated import third_and_fourth_cumulants
+
+# Steps of the power method towards the direction of the largest skewness.
+_POWER_STEPS = 12
 
 
 def cumulant_correction(
@@ -47,3 +60,30 @@ def cumulant_correction(
             orders[position] += 0.5 / math.factorial(order) * pairs
     third, fourth = orders
     return third + fourth, abs(fourth / third) if third else 0.0
+
+
+def collective_skewness(solution: EPSolution, covariance: Float[Tensor, "n n"]) -> float:
+    """s of the module's docstring, and 0 where it is less than half of the third-order term.
+
+    Arguments:
+        solution: a converged EP run.
+        covariance: its posterior covariance Sigma.
+    """
+    third, _ = third_and_fourth_cumulants(solution.cavity_mean, solution.cavity_variance)
+    variance = covariance.diagonal()
+    weights = third / variance**1.5
+    skewness = 0.0
+    for _ in range(_POWER_STEPS):
+        pushed = covariance @ weights
+        length = float(weights @ pushed)
+        if not length > 0:
+            return 0.0
+        ratio = pushed / (math.sqrt(length) * variance)
+        skewness = float(third @ ratio**3)
+        weights = third * ratio.square() / variance
+    total = 0.0
+    for start, stop in panels(len(variance)):
+        cubes = (covariance[start:stop] / variance / variance[start:stop, None]) ** 3
+        cubes[:, start:stop].diagonal().zero_()
+        total += float(third[start:stop] @ (cubes @ third))
+    return skewness if skewness**2 > 0.5 * abs(total) else 0.0

@@ -62,6 +62,34 @@ def direct_log_orthant(
         _positive(factor, stop - start, generator, panel)
         for start, stop in panels(samples, together)
     )
+    return _result(hits, samples)
+
+
+def direct_log_cone(
+    factor: Float[Tensor, "n r"], *, samples: int = 100_000, seed: int = 0
+) -> DirectResult:
+    """log P(A u > 0) for u of r standard normals, by counting.
+
+    Arguments:
+        factor: A.
+        samples: N, at least 1.
+        seed: of the draws.
+
+    Raises:
+        InputError: no draw was positive.
+    """
+    n, rank = factor.shape
+    generator = torch.Generator(device=factor.device).manual_seed(seed)
+    hits = 0
+    for start, stop in panels(samples, max(1, _SMALL // (8 * n))):
+        draws = torch.randn(
+            (rank, stop - start), generator=generator, dtype=factor.dtype, device=factor.device
+        )
+        hits += int((factor @ draws > 0).all(0).sum())
+    return _result(hits, samples)
+
+
+def _result(hits: int, samples: int) -> DirectResult:
     if not hits:
         raise InputError(
             f"none of {samples} draws has these labels, so P(f) is below {3 / samples:.1e} (95 %): "

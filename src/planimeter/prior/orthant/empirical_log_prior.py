@@ -17,7 +17,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from planimeter.errors import InputError
-from planimeter.estimate import Estimate, format_with_error
+from planimeter.estimate import Estimate, format_with_error, widening
 from planimeter.prior.kernels.empirical import EmpiricalKernel
 from planimeter.prior.orthant.log_prior import log_prior
 from planimeter.prior.orthant.log_probability import LogProbability
@@ -29,7 +29,8 @@ class EmpiricalLogProbability:
 
     Arguments:
         orthant: the result on the whole kernel, with the standard error of its Monte Carlo.
-        kernel_stderr: standard error that the kernel's noise gives log P(f), by the jackknife.
+        kernel_stderr: standard error that the kernel's noise gives log P(f), by the jackknife and
+            Student's t.
         kernel_bias: by how much the noise moves log P(f) on average, by the jackknife; it is not
             subtracted from `value`.
         deleted: log P(f) with each group of networks left out.
@@ -53,10 +54,15 @@ class EmpiricalLogProbability:
         return math.hypot(self.orthant.stderr, self.kernel_stderr)
 
     @property
+    def dof(self) -> int | None:
+        """Degrees of freedom of the jackknife: groups of networks less one."""
+        return len(self.deleted) - 1 if self.deleted else None
+
+    @property
     def debiased(self) -> Estimate:
         """The value less the kernel's bias."""
         text = f"less the jackknife's bias, {self.networks} networks"
-        return Estimate(self.value - self.kernel_bias, self.stderr, text)
+        return Estimate(self.value - self.kernel_bias, self.stderr, text, dof=self.dof)
 
     def __str__(self) -> str:
         kernel = f"{self.kernel_stderr:.2g} from {self.networks} networks"
@@ -72,6 +78,7 @@ class EmpiricalLogProbability:
             "deleted": list(self.deleted),
             "value": "-inf" if self.value == -math.inf else self.value,
             "stderr": self.stderr,
+            "dof": self.dof,
         }
 
 
@@ -88,8 +95,10 @@ def empirical_log_prior(
 ) -> EmpiricalLogProbability:
     r"""log P(f) on a measured kernel, with both of its errors.
 
-    .. math:: \mathrm{se}^2 = \mathrm{se}_{MC}^2
-              + \frac{g - 1}{g} \sum_j (\theta_{(j)} - \bar\theta)^2 .
+    .. math:: \mathrm{se}^2 = \mathrm{se}_{MC}^2 + \left(\frac{t_{g-1}}{1.96}\right)^2
+              \frac{g - 1}{g} \sum_j (\theta_{(j)} - \bar\theta)^2 ,
+
+    :math:`t_{g-1}` the 97.5 % quantile of Student's t.
 
     Arguments:
         estimate: a kernel with jackknife groups; its `noise` is used.
@@ -124,6 +133,7 @@ def empirical_log_prior(
     stderr = bias = 0.0
     if deleted:
         mean = float(values.mean())
-        stderr = math.sqrt((count - 1) / count * float((values - mean).square().sum()))
+        spread = (count - 1) / count * float((values - mean).square().sum())
+        stderr = widening(count) * math.sqrt(spread)
         bias = (count - 1) * (mean - orthant.corrected)
     return EmpiricalLogProbability(orthant, stderr, bias, tuple(deleted), estimate.networks)

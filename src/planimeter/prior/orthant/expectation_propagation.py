@@ -41,6 +41,7 @@ from planimeter.prior.orthant.in_place import (
     invert_lower_,
     panels,
 )
+from planimeter.prior.orthant.low_rank import LowRankKernel
 from planimeter.prior.orthant.signed_kernel import SignedKernel, as_signed
 
 # Sites so weak that Sigma_ii = (1 - ...) / tau_i would cancel are kept at this precision (times
@@ -90,7 +91,7 @@ class EPSolution:
 
 
 def expectation_propagation(
-    kernel: SignedKernel | Float[Tensor, "n n"],
+    kernel: SignedKernel | LowRankKernel | Float[Tensor, "n n"],
     *,
     tolerance: float = 1e-4,
     max_sweeps: int = 200,
@@ -104,7 +105,7 @@ def expectation_propagation(
 
     Arguments:
         kernel: positive semi-definite, already multiplied by the signs of the labels; a plain
-            matrix is float64.
+            matrix is float64. Of a low-rank one no matrix of its size is made.
         tolerance: stop when a full (undamped) step would move log Z by less than this, in nats; in
             float32, by less than 1e-6 n if that is more.
         max_sweeps: stop here with `converged` False.
@@ -119,10 +120,12 @@ def expectation_propagation(
     Raises:
         InputError: double precision cannot resolve the kernel with these labels.
     """
-    kernel = as_signed(kernel)
+    kernel = kernel if isinstance(kernel, LowRankKernel) else as_signed(kernel)
     prior_variance = kernel.diagonal()
     floor = _WEAKEST_SITE[precision] / prior_variance
-    work = _new_workspace(kernel, precision) if workspace is None else workspace
+    work = workspace
+    if work is None and isinstance(kernel, SignedKernel):
+        work = _new_workspace(kernel, precision)
     if initial is None:
         tau, nu, mean = (torch.zeros_like(prior_variance) for _ in range(3))
         variance, half_log_det = prior_variance, 0.0
@@ -200,7 +203,7 @@ def expectation_propagation(
 
 
 def tempered(
-    kernel: SignedKernel | Float[Tensor, "n n"],
+    kernel: SignedKernel | LowRankKernel | Float[Tensor, "n n"],
     solution: EPSolution,
     power: float,
     workspace: Float[Tensor, "n n"] | None = None,
@@ -210,8 +213,10 @@ def tempered(
     Site normalisers are set to 1, and `log_z` is the integral of the prior times those sites.
     `workspace` as for `expectation_propagation`.
     """
-    kernel = as_signed(kernel)
-    work = _new_workspace(kernel, torch.float64) if workspace is None else workspace
+    kernel = kernel if isinstance(kernel, LowRankKernel) else as_signed(kernel)
+    work = workspace
+    if work is None and isinstance(kernel, SignedKernel):
+        work = _new_workspace(kernel, torch.float64)
     tau, nu = power * solution.tau, power * solution.nu
     mean, _, half_log_det = _posterior_marginals(kernel, tau, nu, work)
     log_z = 0.5 * float(nu @ mean) - half_log_det
@@ -226,7 +231,7 @@ def log_site_integral(mean: Tensor, variance: Tensor, tau: Tensor, nu: Tensor) -
 
 
 def posterior_covariance(
-    kernel: SignedKernel | Float[Tensor, "n n"],
+    kernel: SignedKernel | LowRankKernel | Float[Tensor, "n n"],
     tau: Float[Tensor, " n"],
     whitener: Float[Tensor, "n n"] | None = None,
 ) -> Float[Tensor, "n n"]:
@@ -243,6 +248,8 @@ def posterior_covariance(
         whitener: :math:`L^{-1}` at these sites, float64, as EP leaves it in its workspace; its
             memory is what is returned. None to compute it.
     """
+    if isinstance(kernel, LowRankKernel):
+        return kernel.posterior_covariance(tau)
     kernel = as_signed(kernel)
     root = tau.sqrt()
     work = whitener
@@ -325,12 +332,15 @@ def _whiten(
 
 
 def _posterior_marginals(
-    kernel: SignedKernel,
+    kernel: SignedKernel | LowRankKernel,
     tau: Float[Tensor, " n"],
     nu: Float[Tensor, " n"],
-    work: Float[Tensor, "n n"],
+    work: Float[Tensor, "n n"] | None,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], float]:
     """Mean, variances, and half the log-determinant of B; L^{-1} is left in `work`."""
+    if isinstance(kernel, LowRankKernel):
+        return kernel.posterior_marginals(tau, nu)
+    assert work is not None
     root = tau.sqrt()
     diagonal = _whiten(kernel, root, work)
     pulled = kernel.times(nu)

@@ -27,8 +27,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from planimeter.errors import InputError
-from planimeter.estimate import Estimate, format_with_error
-from planimeter.prior.orthant.chain import Chain, Settings, checked_kernel
+from planimeter.estimate import Estimate, format_with_error, standard_error
+from planimeter.prior.orthant.chain import Chain, Settings, checked_kernel, with_rank
 from planimeter.prior.orthant.log_prior import binary_signs, log_prior
 from planimeter.prior.orthant.log_probability import LogProbability
 
@@ -39,7 +39,7 @@ class LogPosterior:
 
     Arguments:
         value: log P(f) - log P(S); at most 0 up to its error.
-        stderr: its standard error from paired runs, in nats.
+        stderr: its standard error from paired runs by Student's t, in nats.
         prior: log P(f).
         evidence: log P(S).
         train: how many of the inputs are S.
@@ -52,6 +52,11 @@ class LogPosterior:
     train: int
 
     @property
+    def dof(self) -> int | None:
+        """Degrees of freedom of the spread of pairs of runs behind the error."""
+        return self.prior.dof
+
+    @property
     def corrected(self) -> float:
         """The same by EP with its cumulant correction."""
         return self.prior.corrected - self.evidence.corrected
@@ -59,7 +64,9 @@ class LogPosterior:
     def estimate(self) -> Estimate:
         """Value and error alone, for arithmetic that carries errors along."""
         converged = self.prior.converged and self.evidence.converged
-        return Estimate(self.value, self.stderr, "log P(f|S), paired smc", converged=converged)
+        return Estimate(
+            self.value, self.stderr, "log P(f|S), paired smc", converged=converged, dof=self.dof
+        )
 
     def __str__(self) -> str:
         text = format_with_error(self.value, self.stderr)
@@ -71,6 +78,7 @@ class LogPosterior:
         return {
             "value": value,
             "stderr": self.stderr,
+            "dof": self.dof,
             "prior": self.prior.as_dict(),
             "evidence": self.evidence.as_dict(),
             "train": self.train,
@@ -132,13 +140,9 @@ def log_posterior(
     signs = binary_signs(labels)
     everything = checked_kernel(kernel, n, noise, options)
     chain = Chain(everything, noise, options)
-    evidence = Chain(everything.leading(train), noise, options)(signs[:train])
+    evidence = Chain(with_rank(everything.leading(train)), noise, options)(signs[:train])
     if evidence.impossible is not None:
-        i, j = evidence.impossible
-        raise InputError(
-            f"P(S) is 0, because inputs {i} and {j} of S are the same but labelled differently: "
-            f"P(f|S) has no meaning"
-        )
+        raise InputError(f"P(S) is 0, {evidence}: P(f|S) has no meaning")
     prior = chain(signs)
     if prior.impossible is not None:
         return LogPosterior(-math.inf, 0.0, prior, evidence, train)
@@ -151,4 +155,4 @@ def _paired_error(prior: LogProbability, evidence: LogProbability) -> float:
         torch.softmax(torch.tensor(part.runs, dtype=torch.float64), 0) for part in (prior, evidence)
     ]
     differences = len(prior.runs) * (shares[0] - shares[1])  # P_r / mean, less the same of S
-    return float(differences.std()) / math.sqrt(len(prior.runs))
+    return standard_error(differences)

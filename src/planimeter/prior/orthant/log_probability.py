@@ -15,8 +15,9 @@ class LogProbability:
 
     Arguments:
         value: log P(f).
-        stderr: its standard error: from independent runs ("smc"), from the counts ("direct"), from
-            the weights ("minimax"), of rounding ("exact"); NaN for "ep", which has none.
+        stderr: its standard error: from independent runs by Student's t ("smc"), from the counts
+            ("direct"), from the weights ("minimax"), of rounding ("exact"); NaN for "ep", which has
+            none. Value plus or minus 1.96 of it covers 95 %.
         ep: the value of expectation propagation alone; NaN where it was not needed.
         corrected: EP with the second-order cumulant correction; NaN where it was not needed.
         runs: the value of each independent run; empty where there are none.
@@ -26,8 +27,10 @@ class LogProbability:
             deviations.
         converged: whether EP met its tolerance (a Monte Carlo value is unbiased even when not).
         alarms: what a reader should know before believing the numbers; usually empty.
-        impossible: two inputs that are the same but labelled oppositely, when P(f) = 0.
+        impossible: when P(f) = 0, two inputs that are the same but labelled oppositely; or inputs
+            of a kernel of low rank, a positive combination of whose signed outputs is always 0.
         method: "smc", "ep" (with the cumulant correction), "direct", "minimax" or "exact".
+        rank: of the kernel, where P(f) = 0 because of it.
     """
 
     value: float
@@ -40,22 +43,28 @@ class LogProbability:
     residual: float
     converged: bool
     alarms: tuple[str, ...] = ()
-    impossible: tuple[int, int] | None = None
+    impossible: tuple[int, ...] | None = None
     method: str = "smc"
+    rank: int | None = None
 
     @property
     def log10(self) -> float:
         """The value as a decimal logarithm."""
         return self.value / math.log(10)
 
+    @property
+    def dof(self) -> int | None:
+        """Degrees of freedom of the spread of runs behind the error; None where there is none."""
+        return len(self.runs) - 1 if self.runs else None
+
     def estimate(self) -> Estimate:
         """Value and error alone, for arithmetic that carries errors along."""
-        return Estimate(self.value, self.stderr, f"log P, {self.method}", converged=self.converged)
+        text = f"log P, {self.method}"
+        return Estimate(self.value, self.stderr, text, converged=self.converged, dof=self.dof)
 
     def __str__(self) -> str:
         if self.impossible is not None:
-            i, j = self.impossible
-            return f"-inf (inputs {i} and {j} are the same but labelled differently)"
+            return f"-inf ({'; '.join([self._why_impossible(self.impossible), *self.alarms])})"
         text, method = format_with_error(self.value, self.stderr), self.method
         if method == "ep":
             text, method = f"{self.value:.3f}", "ep with cumulant correction: no error is known"
@@ -67,10 +76,21 @@ class LogProbability:
             notes.append(f"EP {self.ep:.3f} {state}")
         return f"{text} ({'; '.join([*notes, f'noise {self.noise:g}', *self.alarms])})"
 
+    def _why_impossible(self, inputs: tuple[int, ...]) -> str:
+        *most, last = inputs
+        names = f"inputs {', '.join(map(str, most))} and {last}"
+        if self.rank is None:
+            return f"{names} are the same but labelled differently"
+        return (
+            f"the kernel has rank {self.rank}, and no function of it has the labels of {names}: a "
+            f"positive combination of their outputs, signed by the labels, is always 0"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values; -inf becomes the string "-inf", NaN becomes None."""
         fields = {name: _plain(value) for name, value in asdict(self).items()}
-        return fields | {"runs": list(self.runs), "alarms": list(self.alarms)}
+        lists = {"runs": list(self.runs), "alarms": list(self.alarms)}
+        return fields | lists | {"dof": self.dof}
 
 
 def _plain(value: Any) -> Any:

@@ -40,6 +40,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from planimeter.estimate import standard_error
 from planimeter.prior.orthant.expectation_propagation import EPSolution, lost_digits
 from planimeter.prior.orthant.in_place import cholesky_, panels, rounded_
 from planimeter.prior.orthant.truncated import draw
@@ -50,6 +51,8 @@ _SUB_PANEL = 8
 # Particles of several runs are moved together while they fit here or in the size of the matrix:
 # small problems are bound by the number of calls.
 _SMALL = 2**27
+# A wanted standard error is not believed before so many runs.
+_FEWEST_TO_STOP = 8
 # Products are in float32 if that errs by less, in nats.
 _ROUNDING = 1e-4
 
@@ -60,7 +63,7 @@ class SMCResult:
 
     Arguments:
         log_z: logarithm of the mean over runs (the mean is unbiased for Z).
-        stderr: standard error of `log_z`, from the spread of the runs, in nats.
+        stderr: standard error of `log_z`, from the spread of the runs by Student's t, in nats.
         runs: (R,) log Z of each run.
         resamplings: how often particles were resampled, over all runs.
     """
@@ -91,7 +94,8 @@ def orthant_smc(
         covariance: its posterior covariance Sigma, positive definite; overwritten.
         particles: per run.
         runs: R, at least 2.
-        stderr: add as many runs as this standard error needs, up to `max_runs`; None for R runs.
+        stderr: make as many runs as this standard error needs, at least 8 and up to `max_runs`;
+            None for R runs.
         seed: of all runs; run r is the same whatever the number of runs.
         panel: coordinates whose dependence on all earlier ones is made by one matrix product.
         precision: of the factor and the draws in those products; None for float32 where that errs
@@ -100,20 +104,44 @@ def orthant_smc(
     """
     guide = _guide(solution, covariance, precision)
     together = min(runs, runs_together(len(covariance), particles))
+
+    def some(which: range) -> tuple[Tensor, int]:
+        return _move(guide, which, particles, seed, panel, progress)
+
+    return independent_runs(some, solution.log_z, together, runs, stderr, max_runs)
+
+
+def independent_runs(
+    some: Callable[[range], tuple[Float[Tensor, " r"], int]],
+    log_z: float,
+    together: int,
+    runs: int,
+    stderr: float | None,
+    max_runs: int,
+) -> SMCResult:
+    """Runs, as many as are asked for or as a standard error needs.
+
+    Arguments:
+        some: the logarithms of Z / Z_EP by the runs of these numbers, and their resamplings.
+        log_z: log Z_EP.
+        together: runs that `some` makes at a time.
+        runs, stderr, max_runs: as for `orthant_smc`.
+    """
     done: list[float] = []
     resamplings, wanted = 0, runs
+    if stderr is not None:  # the spread of a few runs can be small by luck
+        wanted = max(runs, min(_FEWEST_TO_STOP, max_runs))
     while len(done) < wanted:
-        which = range(len(done), min(len(done) + together, wanted))
-        log_ratios, count = _move(guide, which, particles, seed, panel, progress)
-        done += (solution.log_z + log_ratios).tolist()
+        log_ratios, count = some(range(len(done), min(len(done) + together, wanted)))
+        done += (log_z + log_ratios).tolist()
         resamplings += count
         if len(done) >= wanted and stderr is not None:
             found = log_mean_and_error(torch.tensor(done, dtype=torch.float64))[1]
             if found > stderr:
                 needed = math.ceil(1.1 * len(done) * (found / stderr) ** 2)
-                wanted = min(max(needed, len(done) + 2), max_runs)
-    log_z, error = log_mean_and_error(torch.tensor(done, dtype=torch.float64))
-    return SMCResult(log_z, error, tuple(done), resamplings)
+                wanted = max(min(max(needed, len(done) + 2), max_runs), wanted)
+    value, error = log_mean_and_error(torch.tensor(done, dtype=torch.float64))
+    return SMCResult(value, error, tuple(done), resamplings)
 
 
 def runs_together(n: int, particles: int) -> int:
@@ -122,12 +150,13 @@ def runs_together(n: int, particles: int) -> int:
 
 
 def log_mean_and_error(log_values: Float[Tensor, " R"]) -> tuple[float, float]:
-    """Log of the mean of exp(log_values), and its standard error to first order."""
+    """Log of the mean of exp(log_values), and its standard error by Student's t, to first order."""
     top = log_values.max()
+    if top == -math.inf:
+        return -math.inf, math.nan
     scaled = (log_values - top).exp()
     mean = scaled.mean()
-    stderr = scaled.std() / math.sqrt(len(log_values)) / mean
-    return float(top + mean.log()), float(stderr)
+    return float(top + mean.log()), standard_error(scaled) / float(mean)
 
 
 @dataclass(frozen=True)
@@ -195,8 +224,8 @@ def _move(
     n, device, runs = len(factor), factor.device, len(which)
     # Draws and resampling apart: what is drawn for a coordinate does not depend on the resampling
     # before it, so runs of one number share their noise between nearby problems.
-    generators = [_generator(device, seed, run, 0) for run in which]
-    resamplers = [_generator(device, seed, run, 1) for run in which]
+    generators = [generator_of(device, seed, run, 0) for run in which]
+    resamplers = [generator_of(device, seed, run, 1) for run in which]
     kind: dict[str, Any] = {"dtype": torch.float64, "device": device}
     noise = torch.empty((n, runs * particles), dtype=factor.dtype, device=device)
     weights = torch.zeros(runs * particles, **kind)
@@ -223,8 +252,8 @@ def _move(
                 noise[k] = x.add_(guide.constant[k])
                 weights += log_mass
                 weights += now.mul(guide.quadratic[k]).add_(guide.linear[k]).mul_(now)
-            for run in _degenerate(log_weights):
-                chosen, log_mean = _systematic(log_weights[run], resamplers[run])
+            for run in (effective_share(log_weights) < 0.5).nonzero().reshape(-1).tolist():
+                chosen, log_mean = systematic(log_weights[run], resamplers[run])
                 columns = slice(run * particles, (run + 1) * particles)
                 _permute(noise[start:bottom, columns], chosen)
                 _permute(h[bottom - start :, columns], chosen)
@@ -241,7 +270,8 @@ def _move(
     return log_means + rest, resamplings
 
 
-def _generator(device: torch.device, seed: int, run: int, purpose: int) -> torch.Generator:
+def generator_of(device: torch.device, seed: int, run: int, purpose: int) -> torch.Generator:
+    """The generator of a run's draws (purpose 0) or of its resampling (1)."""
     entropy = [abs(seed), int(seed < 0), run, purpose]
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return torch.Generator(device=device).manual_seed(int(state[0] >> np.uint64(1)))
@@ -252,14 +282,13 @@ def _permute(rows: Float[Tensor, "k N"], columns: Int[Tensor, " N"], panel: int 
         rows[start:stop] = rows[start:stop].index_select(1, columns)
 
 
-def _degenerate(log_weights: Float[Tensor, "R N"]) -> list[int]:
-    """Runs whose effective sample size fell under half the particles."""
-    weights = torch.softmax(log_weights, dim=1)
-    effective = weights.square().sum(1).reciprocal()
-    return (effective < 0.5 * log_weights.shape[1]).nonzero().reshape(-1).tolist()
+def effective_share(log_weights: Float[Tensor, "*R N"]) -> Float[Tensor, "*R"]:
+    """The effective sample size over the number of particles."""
+    weights = torch.softmax(log_weights, dim=-1)
+    return weights.square().sum(-1).reciprocal() / log_weights.shape[-1]
 
 
-def _systematic(
+def systematic(
     log_weights: Float[Tensor, " N"], generator: torch.Generator
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, ""]]:
     """Ancestors by systematic resampling, and the logarithm of the mean weight."""

@@ -86,11 +86,11 @@ def draw(
         x[tail] = -ndtri(q[tail])
         far = h < _FAR_TAIL
         log_mass[far] = log_ndtr(h[far])
-        x[far] = -_inverse_log_ndtr(u[far].log() + log_mass[far])
+        x[far] = -inverse_log_ndtr(u[far].log() + log_mass[far])
     return x, log_mass
 
 
-def _inverse_log_ndtr(log_p: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def inverse_log_ndtr(log_p: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """x with log Phi(x) = log_p, for very negative log_p, by Newton from the asymptote."""
     x = -(-2 * log_p - (-2 * log_p).log() - math.log(2 * math.pi)).sqrt()
     for _ in range(4):
