@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from planimeter.errors import InputError, MeasurementWarning
+from planimeter.landscape.modes import is_compiled
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -21,11 +22,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether a module is what `torch.compile` returned; importing its class takes seconds."""
-    return type(module).__name__ == "OptimizedModule"
 
 
 def check_module(model: nn.Module) -> None:

@@ -26,7 +26,12 @@ from planimeter.landscape.convexity import refuse_non_convex
 from planimeter.landscape.data import BatchData
 from planimeter.landscape.denominators import known_loss
 from planimeter.landscape.loss import put_together, scalar_loss
-from planimeter.landscape.modes import batch_norms, evaluation_mode, has_dropout
+from planimeter.landscape.modes import (
+    batch_norms,
+    compiled_parts,
+    evaluation_mode,
+    has_dropout,
+)
 from planimeter.landscape.returned import (
     Reading,
     one_tensor,
@@ -128,7 +133,8 @@ class LossLandscape:
         warn_of_long_rows(model)
         self.model, self.loss_function = model, loss
         self.batch_norm, self.normalise_logits = batch_norm, normalise_logits
-        self.mode = partial(evaluation_mode, model, batch_norm, at_rest=True)
+        compiled = compiled_parts(model)
+        self.mode = partial(evaluation_mode, model, batch_norm, at_rest=True, compiled=compiled)
         self.parameters: Parameters = {
             name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad
         }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from operator import attrgetter
 
 import torch
 from torch import nn
@@ -17,10 +18,17 @@ from planimeter.operators.precision import full_precision
 BATCH_NORM = ("eval", "train-frozen-buffers")
 """BatchNorm by its running statistics, or by those of each batch with the running ones kept."""
 
+_training = attrgetter("training")
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
 
 @contextmanager
 def evaluation_mode(
-    model: nn.Module, batch_norm: str = "eval", *, at_rest: bool = False
+    model: nn.Module,
+    batch_norm: str = "eval",
+    *,
+    at_rest: bool = False,
+    compiled: Sequence[nn.Module] = (),
 ) -> Iterator[None]:
     """Every module in eval mode inside, its own flags given back after, also on an exception.
 
@@ -35,8 +43,9 @@ def evaluation_mode(
     Arguments:
         model: any.
         batch_norm: "eval" or "train-frozen-buffers".
-        at_rest: embeddings leave weights alone that are longer than their `max_norm`, and what
-            torch.compile made of modules is not used: it is for tensors, not for derivatives.
+        at_rest: embeddings leave weights alone that are longer than their `max_norm`.
+        compiled: `compiled_parts` of the model, which run as they were written: what torch.compile
+            made of them is not for every derivative.
 
     Raises:
         InputError: `batch_norm` is no policy.
@@ -45,17 +54,16 @@ def evaluation_mode(
         raise InputError(f"no BatchNorm policy {batch_norm!r}; there are {', '.join(BATCH_NORM)}")
     # This runs around every product: one pass over the modules, and only what changes is set.
     modules = list(model.modules())
-    flags = [module.training for module in modules]
+    flags = list(map(_training, modules))
     live = [m for m in modules if batch_norm != "eval" and isinstance(m, _BatchNorm)]
     norms = [(norm, norm.track_running_stats) for norm in live]
-    embeddings = [m for m in modules if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    embeddings = [m for m in modules if isinstance(m, EMBEDDINGS)]
     own = [(e, e.padding_idx, e.sparse, e.max_norm) for e in embeddings]
-    compiled = [(m, m._compiled_call_impl) for m in modules if m._compiled_call_impl is not None]
-    inside = any(type(m).__name__ == "OptimizedModule" for m in modules) if at_rest else False
+    calls = [(module, module._compiled_call_impl) for module in compiled]
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
-        for module, flag in zip(modules, flags, strict=True):
-            if flag:
+        if any(flags):
+            for module in modules:
                 module.training = False
         for norm in live:
             norm.training, norm.track_running_stats = True, False
@@ -65,24 +73,37 @@ def evaluation_mode(
             embedding.sparse = False
             if at_rest:
                 embedding.max_norm = None
-        for module, _ in compiled if at_rest else ():
+        for module in compiled:
             module._compiled_call_impl = None
         torch.backends.mha.set_fastpath_enabled(False)
-        eager = torch.compiler.set_stance("force_eager") if inside else nullcontext()
-        with sdpa_kernel(SDPBackend.MATH), full_precision(), eager:
-            yield
+        with sdpa_kernel(SDPBackend.MATH), full_precision():
+            if compiled:
+                with torch.compiler.set_stance("force_eager"):
+                    yield
+            else:
+                yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for embedding, padding, sparse, longest in own:
             embedding.padding_idx, embedding.sparse = padding, sparse
             embedding.max_norm = longest
-        for module, call in compiled:
+        for module, call in calls:
             module._compiled_call_impl = call
         for norm, tracked in norms:
             norm.track_running_stats = tracked
-        for module, flag in zip(modules, flags, strict=True):
-            if module.training is not flag:  # a module may have changed it in forward
+        if flags != list(map(_training, modules)):
+            for module, flag in zip(modules, flags, strict=True):
                 module.training = flag
+
+
+def compiled_parts(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model that run as torch.compile translated them."""
+    return [m for m in model.modules() if is_compiled(m) or m._compiled_call_impl is not None]
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is what `torch.compile` returned; importing its class takes seconds."""
+    return type(module).__name__ == "OptimizedModule"
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,12 +15,15 @@ from planimeter.operators.batches import Inputs, is_finite, tensors_in
 from planimeter.operators.memory import is_out_of_memory
 
 State = Mapping[str, Tensor]
+_version = attrgetter("_version")
 
 ONE_ROW = "Expected more than 1 value per channel when training"
 """How torch's message begins, where BatchNorm has one row."""
 
 
-def run(model: nn.Module, state: State, inputs: Inputs, written: Collection[str] = ()) -> Any:
+def run(
+    model: nn.Module, state: dict[str, Tensor], inputs: Inputs, written: Collection[str] = ()
+) -> Any:
     """What the model returns at given parameters and buffers, in whatever mode it is in.
 
     Gradients are on: a module may differentiate inside `forward`. No graph is kept for one that
@@ -27,7 +31,7 @@ def run(model: nn.Module, state: State, inputs: Inputs, written: Collection[str]
 
     Arguments:
         model: its own parameters and buffers are left alone.
-        state: tensors by name.
+        state: tensors by name; the dict, not the tensors, is used up.
         inputs: a tensor; a tuple is its arguments, a dict its keyword arguments.
         written: names of buffers that the model writes to; it gets copies of them.
 
@@ -35,13 +39,14 @@ def run(model: nn.Module, state: State, inputs: Inputs, written: Collection[str]
         InputError: the model writes to another tensor of the state; or BatchNorm is to take the
             statistics of a single row.
     """
-    given = {**state, **{name: state[name].clone() for name in written}}
-    before = [tensor._version for tensor in given.values()]
-    result = _called(model, given, inputs)
-    after = [tensor._version for tensor in given.values()]
-    if before != after:
-        pairs = zip(given, before, after, strict=True)
-        changed = [name for name, one, two in pairs if one != two and name not in written]
+    for name in written:
+        state[name] = state[name].clone()
+    tensors = list(state.values())  # what a module assigns to its buffers replaces those in `state`
+    before = list(map(_version, tensors))
+    result = _called(model, state, inputs)
+    if before != list(map(_version, tensors)):
+        pairs = zip(state, tensors, before, strict=True)
+        changed = [n for n, t, version in pairs if t._version != version and n not in written]
         if changed:
             raise InputError(_writes(changed))
     return result
@@ -65,7 +70,7 @@ def run_first(
     versions = {name: tensor._version for name, tensor in own.items()}
     copies = {name: tensor.clone() for name, tensor in state.items()}
     try:
-        result = _called(model, copies, inputs)
+        result = _called(model, dict(copies), inputs)
     except InputError:
         raise
     except Exception as error:  # whatever the user's own code raises
@@ -120,9 +125,10 @@ def _called(model: nn.Module, state: dict[str, Tensor], inputs: Inputs) -> Any:
     else:
         positional = inputs if isinstance(inputs, tuple) else (inputs,)
     try:
+        if torch.is_grad_enabled():
+            return torch.func.functional_call(model, state, positional, keywords)
         with torch.enable_grad():
-            # A copy: what a module assigns to its buffers is written back into what is given.
-            return torch.func.functional_call(model, dict(state), positional, keywords)
+            return torch.func.functional_call(model, state, positional, keywords)
     except ValueError as error:
         words = one_row(error)
         if words is None:
