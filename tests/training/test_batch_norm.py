@@ -146,3 +146,26 @@ def test_networks_without_running_statistics_are_left_alone():
     before = flat(model)
     recompute_batch_norm(model, rows(20))
     assert torch.equal(flat(model), before)
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_statistics_of_a_network_that_differentiates_inside(pieces):
+    """An identity that is written as a derivative changes nothing."""
+
+    class Same(nn.Module):
+        def forward(self, x):
+            h = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(h.square().sum() / 2, h, create_graph=True)
+            return slope
+
+    torch.manual_seed(0)
+    rows = torch.randn(12, 4), torch.zeros(12)
+    data = rows if pieces == 1 else list(zip(*(t.chunk(pieces) for t in rows), strict=True))
+    layers = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2), nn.BatchNorm1d(2)
+    plain = nn.Sequential(*layers)
+    odd = nn.Sequential(Same(), *copy.deepcopy(layers))
+    for model in (plain, odd):
+        recompute_batch_norm(model, data)
+    for k in (1, 3):
+        assert torch.equal(plain[k].running_mean, odd[k + 1].running_mean)
+        assert not odd[k + 1].running_var.requires_grad

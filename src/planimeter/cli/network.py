@@ -143,8 +143,8 @@ def subject(
         labels = binary(dataset, classes(positive)).labels[:count]
         if LOSSES[chosen] is mse_loss:  # numbers, in the shape of the outputs
             labels = labels.to(inputs.dtype)
-            with torch.no_grad():
-                labels = labels.reshape(count, *network(inputs[:1]).shape[1:])
+            row = without_graph(lambda: Reading().given(network(inputs[:1])))
+            labels = labels.reshape(count, *row.shape[1:])
     landscape = LossLandscape(
         network,
         LOSSES[chosen],

@@ -150,7 +150,7 @@ def _count(landscape: LossLandscape) -> _Count:
                 stack.callback(module.register_forward_hook(note).remove)
         stack.enter_context(landscape.mode())
         with torch.enable_grad():
-            outputs = landscape.forward(leaves, row)
+            outputs = landscape.outputs(leaves, row)
     if not calls:
         raise InputError("the rank bound counts neurons, and the model calls no nn.Linear layer")
     _check_uses(landscape.model, leaves, outputs, Counter(id(call[0]) for call in calls))
@@ -211,5 +211,5 @@ def _check_uses(
 def _outputs(landscape: LossLandscape) -> int:
     inputs, targets = next(landscape.batches())
     with torch.no_grad(), landscape.mode():
-        one = landscape.forward(landscape.parameters, cut_rows(inputs, slice(1), len(targets)))
+        one = landscape.outputs(landscape.parameters, cut_rows(inputs, slice(1), len(targets)))
     return one.numel()

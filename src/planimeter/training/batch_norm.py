@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from planimeter.landscape.modes import batch_norms
+from planimeter.landscape.running import without_graph
 from planimeter.training.evaluation import Rows, device_of, pieces, rows_per_piece
 
 
@@ -37,16 +38,17 @@ def recompute_batch_norm(model: nn.Module, *sets: Rows) -> None:
     together = _together([rows for rows in sets if not isinstance(rows, tuple) or len(rows[1])])
     if not together:
         return
-    with torch.no_grad(), _all_but_norms_training(model):
+    with _all_but_norms_training(model):
         first = together[0]
         if len(together) == 1 and isinstance(first, tuple) and _one_piece(first[0]):
             with _own_generator(device):
-                _in_one_pass(model, norms, first[0].to(device))
+                whole = first[0].to(device)
+                without_graph(lambda: _in_one_pass(model, norms, whole))
             return
         waiting = set(norms)
         while waiting:
             with _own_generator(device):  # the same draws in every pass: one network throughout
-                found = _next_layer(model, waiting, together, device)
+                found = without_graph(lambda: _next_layer(model, waiting, together, device))
             if found is None:
                 return  # what is left never runs
             waiting.remove(found)
@@ -90,7 +92,9 @@ def _in_one_pass(model: nn.Module, norms: list[_BatchNorm], inputs: Tensor) -> N
 
     def see(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         assert isinstance(norm, _BatchNorm)
-        moments[norm].add(arguments[0])  # a layer that is applied several times sees all of it
+        moments[norm].add(
+            arguments[0].detach()
+        )  # a layer that is applied several times sees all of it
         moments[norm].write(norm)
 
     handles = [norm.register_forward_pre_hook(see) for norm in norms]
@@ -119,7 +123,7 @@ def _next_layer(
             found.append(norm)
         if norm is not found[0]:
             return
-        moments.add(arguments[0])
+        moments.add(arguments[0].detach())
         calls += 1
         if calls == expected:
             raise _Reached

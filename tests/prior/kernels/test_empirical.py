@@ -169,3 +169,19 @@ def test_resnet50_on_cifar_images():
     assert (found.layer, found.width) == ("fc", 2048)
     spectrum = torch.linalg.eigvalsh(found.kernel)
     assert float(spectrum[0]) > 0
+
+
+def test_a_network_that_differentiates_inside_has_its_kernel():
+    """An identity that is written as a derivative changes nothing."""
+
+    class Same(torch.nn.Module):
+        def forward(self, x):
+            h = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(h.square().sum() / 2, h, create_graph=True)
+            return slope
+
+    layers = torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 1)
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    plain, odd = torch.nn.Sequential(*layers), torch.nn.Sequential(Same(), *layers)
+    one, two = (empirical_kernel(network, x, networks=8, seed=0) for network in (plain, odd))
+    assert torch.equal(one.kernel, two.kernel)

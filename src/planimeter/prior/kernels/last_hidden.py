@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
+from planimeter.landscape.running import without_graph
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,13 @@ def find_last_layer(network: nn.Module, x: Float[Tensor, "n ..."], name: str | N
         called.append((names[layer], tuple(arguments[0].shape)))  # type: ignore[index]
 
     hooks = [layer.register_forward_pre_hook(note) for layer in names]
+
+    def run() -> None:
+        called.clear()
+        network(x)
+
     try:
-        with torch.no_grad():
-            network(x)
+        without_graph(run)
     finally:
         for hook in hooks:
             hook.remove()
@@ -80,10 +85,10 @@ def last_hidden(
     )
     row = 0
     try:
-        with torch.no_grad():
-            for batch in batches:
-                network(batch)
-                take(row, entered.pop())
-                row += len(batch)
+        for batch in batches:
+            without_graph(partial(network, batch))
+            take(row, entered.pop().detach())
+            entered.clear()
+            row += len(batch)
     finally:
         hook.remove()
