@@ -5,12 +5,15 @@ Every loss here is a mean over the rows of a batch, as `LossLandscape` requires.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from planimeter.errors import InputError
 
@@ -63,13 +66,28 @@ def in_float64(loss: Loss) -> Loss:
 
     In float32 the probability of a row that is fitted well rounds to 1, so that 1 - p, which its
     gradient and curvature are made of, keeps hardly a digit. Slopes come back in the dtype of the
-    outputs.
+    outputs. Of outputs that are a structure, all tensors of real numbers are widened.
     """
 
-    def wide(outputs: Tensor, targets: Tensor) -> Tensor:
-        return loss(outputs.double(), targets.double() if targets.is_floating_point() else targets)
+    def wide(outputs: Any, targets: Tensor) -> Tensor:
+        outputs = outputs.double() if isinstance(outputs, Tensor) else _widened(outputs)
+        return loss(outputs, targets.double() if targets.is_floating_point() else targets)
 
     return wide
+
+
+def _widened(outputs: Any) -> Any:
+    def leaf(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.double() if value.is_floating_point() else value
+        own = getattr(value, "__dict__", None)
+        if not own or not any(isinstance(part, Tensor) for part in own.values()):
+            return value
+        other = copy.copy(value)  # an object, with its tensors as attributes
+        other.__dict__.update({name: leaf(part) for name, part in own.items()})
+        return other
+
+    return tree_map(leaf, outputs)
 
 
 @dataclass(frozen=True)

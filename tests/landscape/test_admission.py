@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from planimeter import InputError, LossLandscape, MeasurementWarning
+from planimeter import InputError, LossLandscape, MeasurementWarning, find_rescalings
 
 cross_entropy = nn.functional.cross_entropy
 
@@ -60,6 +60,14 @@ def test_a_wrapper_is_measured_as_the_network_inside(wrap, net, rows):
     assert torch.allclose(landscape.hessian().dense(), expected, rtol=1e-12, atol=1e-14)
     if wrap is compiled_in_place:
         assert wrapped._compiled_call_impl is not None
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_rescalings_of_a_wrapper_are_named_as_those_of_the_landscape(wrap, rows):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    one, two = (find_rescalings(model, rows[0]) for model in (wrap(net), net))
+    assert [r.name for r in one] == [r.name for r in two] == ["0 → 2"]
 
 
 def quantised():

@@ -128,11 +128,22 @@ def test_a_loss_that_does_not_take_the_structure_is_told_how(dress, words, rows)
         LossLandscape(Returns(dress), cross_entropy, rows)
 
 
-def test_float32_structures_are_near_the_tensor(rows):
-    inputs, targets = rows[0].float(), rows[1]
-    one = LossLandscape(Returns(lambda h: [h]).float(), first, (inputs, targets))
-    two = LossLandscape(Returns(lambda h: h).float(), cross_entropy, (inputs, targets))
-    assert one.loss() == two.loss()  # both in float64, from the same outputs
+@pytest.mark.parametrize(("dress", "loss"), ONE + SEVERAL)
+def test_the_loss_of_a_float32_structure_is_computed_in_float64(dress, loss, rows):
+    """Where rows are fitted well, float32 has no digit of 1 - p."""
+    models = [Returns(one).float() for one in (dress, lambda h: h)]
+    for model in models:
+        with torch.no_grad():
+            model.body[-1].weight.mul_(300)
+    inputs = rows[0].float()
+    labels = models[1](inputs).argmax(1)
+    one, two = (
+        LossLandscape(model, own, (inputs, labels))
+        for model, own in zip(models, (loss, cross_entropy), strict=True)
+    )
+    assert float(cross_entropy(models[1](inputs), labels).detach()) != two.loss()
+    assert one.loss() == pytest.approx(two.loss(), rel=1e-12)
+    assert torch.allclose(one.gradient(), two.gradient(), rtol=1e-5, atol=0)
 
 
 def test_logits_are_normalised_only_where_outputs_are_one_tensor(rows, plain):

@@ -86,6 +86,18 @@ def test_batches_of_graphs_weigh_by_their_graphs(as_dict):
     assert landscape.loss() == pytest.approx((7 * losses[0] + 5 * losses[1]) / 12, rel=1e-14)
 
 
+def test_a_sum_over_graphs_in_several_batches_is_refused():
+    batches = [(*inputs, targets) for inputs, targets in (graphs(7, seed=1), graphs(5, seed=2))]
+    for total in (
+        nn.CrossEntropyLoss(reduction="sum"),
+        lambda outputs, targets: cross_entropy(outputs, targets, reduction="sum"),
+    ):
+        with pytest.raises(InputError, match="not a mean over rows"):
+            LossLandscape(Graphs(), total, batches)
+    same = LossLandscape(Graphs(), lambda h, y: cross_entropy(h, y), batches)
+    assert same.loss() == LossLandscape(Graphs(), cross_entropy, batches).loss()
+
+
 def test_what_needs_single_rows_is_refused_and_the_rest_goes_on():
     landscape = LossLandscape(Graphs(), cross_entropy, graphs(7, seed=1))
     with pytest.raises(NotApplicableError, match="belong together"):

@@ -40,7 +40,7 @@ from planimeter.landscape.returned import (
     tensors_of,
 )
 from planimeter.landscape.running import run, run_first
-from planimeter.landscape.together import belong_together
+from planimeter.landscape.together import belong_together, check_batches
 from planimeter.losses import Loss, in_float64, likelihood_of
 from planimeter.operators import CurvatureOperator
 from planimeter.operators.batches import (
@@ -175,6 +175,8 @@ class LossLandscape:
         self.take_loss(scalar_loss(self, weight))
         if self.function.separable:
             put_together(self, given=weight is not None)
+        elif self.data.whole:
+            check_batches(self)
 
     # -- the function and its derivatives --------------------------------------------------
 
@@ -476,12 +478,18 @@ class LossLandscape:
         def compute() -> bool:
             inputs, targets = self.first_rows(2)
             outputs = self.forward(self.parameters, inputs)
-            if not isinstance(outputs, Tensor) or outputs.dtype == torch.float64:
-                return False  # a structure is given to the loss as it is
-            if outputs.is_complex() or outputs[0].numel() > WIDE_OUTPUTS:
+            parts = [t for t in tensors_of(outputs) if t.is_floating_point() or t.is_complex()]
+            if all(t.dtype in (torch.float64, torch.complex128) for t in parts):
                 return False
+            numbers = sum(t.numel() for t in parts) // max(1, len(targets))
+            if any(t.is_complex() for t in parts) or numbers > WIDE_OUTPUTS:
+                return False
+            wide = in_float64(self.scalar_loss)
             try:
-                torch.func.grad(in_float64(self.scalar_loss))(outputs, targets)
+                if isinstance(outputs, Tensor):
+                    torch.func.grad(wide)(outputs, targets)
+                else:
+                    wide(outputs, targets)
             except (RuntimeError, TypeError):
                 return False
             return True

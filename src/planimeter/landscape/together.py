@@ -7,18 +7,24 @@ their own, and rows cannot be told apart in them: such a batch is run whole.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from planimeter.errors import InputError
+from planimeter.landscape.denominators import known_loss
+from planimeter.landscape.means import MeanCheck
 from planimeter.landscape.returned import tensors_of
 from planimeter.operators.batches import cut_rows, tensors_in
 from planimeter.operators.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from planimeter.landscape.landscape import LossLandscape
+
+LOOKED_AT = 4
+"""Batches on whose outputs a loss is tried."""
 
 
 def belong_together(landscape: LossLandscape) -> bool:
@@ -53,6 +59,30 @@ def belong_together(landscape: LossLandscape) -> bool:
             f"batches that are whole graphs"
         )
     return True
+
+
+def check_batches(landscape: LossLandscape) -> None:
+    """Refuse a loss that is no mean over rows, where several whole batches are put together.
+
+    Rows of the outputs are cut here, not of the inputs.
+
+    Raises:
+        InputError: it is none on the first batches.
+    """
+    function, known = landscape.function, known_loss(landscape.loss_function)
+    batches = list(islice(landscape.data, LOOKED_AT))
+    if len(batches) == 1 or (known is not None and known.reduction == "mean"):
+        return
+    own = function.row_weights
+    check = MeanCheck(
+        function.loss,
+        (lambda outputs, targets: float(len(targets))) if own is None else own.total,
+        landscape.num_rows,
+    )
+    with torch.enable_grad(), landscape.mode():
+        for inputs, targets in batches:
+            if not check.look(landscape.forward(landscape.parameters, inputs), targets):
+                raise InputError(check.refusal())
 
 
 def _same_rows(whole: object, cut: object, part: slice, rows: int, slack: float) -> bool:

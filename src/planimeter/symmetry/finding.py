@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from planimeter.errors import InputError
 from planimeter.landscape import Trace, recorded, traced
+from planimeter.landscape.admission import unwrapped
 from planimeter.operators.batches import Inputs
 from planimeter.symmetry.homogeneity import Flow, Use
 from planimeter.symmetry.rescalings import Rescaling, Rescalings, Scaling
@@ -38,6 +39,7 @@ def find_rescalings(model: nn.Module, example: Inputs) -> Rescalings:
 
     Source: Dinh et al. 2017, for a chain of layers.
     """
+    model = unwrapped(model)
     try:
         flow = Flow(_graph(model, example))
     except InputError as error:
