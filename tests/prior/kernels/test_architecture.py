@@ -121,6 +121,72 @@ def test_pooling_between_convolutions_agrees_with_explicit_sums(kernel, stride, 
     torch.testing.assert_close(nngp_kernel(net, x, other, **SIGMAS), together[:3, 3:])
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of a grid, by one of the ways to write it."""
+
+    def __init__(self, channels, way="permute", **settings):
+        super().__init__(channels, **settings)
+        self.way = way
+
+    def forward(self, x):
+        if self.way == "movedim":
+            return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        if self.way == "transpose":
+            return super().forward(x.transpose(1, 3)).transpose(1, 3)
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("way", ["permute", "movedim", "transpose"])
+@pytest.mark.parametrize("pools", [False, True])
+def test_layer_norm_over_channels_gives_every_position_the_same_variance(way, pools):
+    x = images(3)
+    end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1)]
+    if not pools:
+        end = [nn.Flatten(), nn.LazyLinear(1)]
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), ChannelNorm(3, way, eps=0.0), nn.ReLU(),
+        nn.Conv2d(3, 3, 2), nn.ReLU(), *end,
+    )  # fmt: skip
+    net(x.float())
+    k, size = convolved(products(x), 4, 3, padding=1)
+    deviations = torch.stack([k[i, i].diagonal() for i in range(3)]).sqrt()
+    k = k / deviations[:, None, :, None] / deviations[None, :, None, :]
+    k, size = convolved(rectified(k), size, 2)
+    k = rectified(k)
+    if pools:
+        k, _ = pooled(k, size, size, size)
+    torch.testing.assert_close(nngp_kernel(net, x, **SIGMAS), read_out(k), rtol=1e-7, atol=1e-9)
+
+
+def test_layers_on_channels_that_are_last_are_convolutions_with_one_tap():
+    """A block of ConvNeXt but for its depthwise convolution, in either order of axes."""
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.norm = nn.Conv2d(2, 4, 3, padding=1), nn.LayerNorm(4)
+            self.up, self.down, self.end = nn.Linear(4, 6), nn.Linear(6, 4), nn.Linear(4, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            y = self.down(F.gelu(self.up(self.norm(x.permute(0, 2, 3, 1)))))
+            return self.end((x + y.permute(0, 3, 1, 2)).mean((-2, -1)))
+
+    class First(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.norm = nn.Conv2d(2, 4, 3, padding=1), ChannelNorm(4)
+            self.up, self.down, self.end = nn.Conv2d(4, 6, 1), nn.Conv2d(6, 4, 1), nn.Linear(4, 1)
+
+        def forward(self, x):
+            x = self.stem(x).movedim(1, 3)
+            y = self.down(F.gelu(self.up(self.norm(x.movedim(3, 1)))))
+            return self.end((x + y.movedim(1, 3)).mean((1, 2)))
+
+    x = images(3)
+    torch.testing.assert_close(nngp_kernel(Last(), x), nngp_kernel(First(), x))
+
+
 # -- laws ------------------------------------------------------------------------------------------
 
 
@@ -244,6 +310,8 @@ BODIES = {
     "strided, gelu": image(lambda c: nn.GELU(), lambda c: nn.Conv2d(c, c, 2, stride=2), Erf),
     "average pooling": image(lambda c: nn.ReLU(), lambda c: nn.AvgPool2d(2, 1)),
     "layer norm over positions": image(lambda c: nn.ReLU(), lambda c: nn.GroupNorm(1, c)),
+    "layer norm over channels": image(ChannelNorm, lambda c: nn.GELU()),
+    "relu, layer norm over channels": image(lambda c: nn.ReLU(), ChannelNorm),
     "global pooling": lambda c: nn.Sequential(
         nn.Conv2d(2, c, 2, padding=1), nn.SiLU(), nn.AdaptiveAvgPool2d(1)
     ),
@@ -280,6 +348,13 @@ def test_finite_networks_approach_the_kernel_as_they_widen(kind):
 
 
 # -- what is refused -------------------------------------------------------------------------------
+
+
+class Moved(nn.Module):
+    """Channels last, and left there."""
+
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
 
 
 class Calls(nn.Module):
@@ -333,7 +408,10 @@ def test_networks_without_a_limit_are_refused_by_name(reason):
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "'pad'|Conv2d"),
         (nn.InstanceNorm2d(4), "InstanceNorm2d"),
         (nn.GroupNorm(2, 4), "more than one group"),
-        (nn.LayerNorm(3), "does not normalise over all features"),
+        (nn.LayerNorm(3), r"does not normalise over all features.*nor over the channels"),
+        (nn.Sequential(Moved(), nn.Conv2d(3, 4, 1)), "channels were moved: move them back"),
+        (nn.Sequential(Moved(), nn.AvgPool2d(2)), "channels were moved: move them back"),
+        (nn.Sequential(Moved(), nn.GroupNorm(1, 3)), "channels were moved: move them back"),
         (nn.AdaptiveAvgPool2d(2), "windows of different sizes"),
         (nn.ConvTranspose2d(4, 4, 2), "ConvTranspose2d"),
         (nn.AvgPool2d(2, ceil_mode=True), "AvgPool2d"),

@@ -46,6 +46,11 @@ RESHAPING = frozenset(
     {"view", "reshape", "flatten", "_unsafe_view", "squeeze", "unsqueeze", "unflatten", "ravel"}
 )
 
+# Axes in another order, which the features keep note of.
+MOVING = frozenset(
+    {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "adjoint"}
+)
+
 Variances = Callable[[str, str | None, int], tuple[float, float]]
 """sigma_w^2 and sigma_b^2 by the names of a weight and a bias and the fan-in."""
 
@@ -72,11 +77,24 @@ class Term:
 
 @dataclass(frozen=True)
 class Features:
-    """A tensor of the network: the number of its step, its shape for two rows and its terms."""
+    """A tensor of the network.
+
+    Arguments:
+        step: its number in the program.
+        shape: for two rows.
+        terms: of which it is the sum.
+        axes: where its axes are in (rows, channels, height, width); None for that very order.
+    """
 
     step: int
     shape: tuple[int, ...]
     terms: tuple[Term, ...]
+    axes: tuple[int, ...] | None = None
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the channels of a grid are the last axis."""
+        return self.axes is not None and self.axes[0] == 0 and self.axes[-1] == 1
 
     @property
     def gaussian(self) -> bool:
@@ -142,6 +160,8 @@ class _Reader:
             found = None if given.get("train") else self._features(node, given)
         elif name in RESHAPING:
             found = self._reshaped(node, given)
+        elif name in MOVING:
+            found = self._moved(node, given)
         elif name in _ACTIVATIONS:
             found = self._activation(node, name, given)
         else:
@@ -152,13 +172,22 @@ class _Reader:
 
     def _linear(self, node: fx.Node, given: dict[str, Any]) -> Features | None:
         source = self._features(node, given)
+        if source.channels_last:  # a convolution with one tap
+            weight, variance, bias = self._layer(node, given, source.shape[-1])
+            size, one = self.steps[source.step].size, (1, 1)
+            taps = Convolution(size, (source.step,), variance, bias, one, one, (0, 0), one)
+            return replace(self._added(taps, node, [source], weight), axes=source.axes)
         if len(source.shape) != 2:
-            self._refuse(node, "acts on one axis of several: flatten or pool first")
+            self._refuse(
+                node,
+                "acts on one axis of several: flatten or pool first, or move the channels to the "
+                "last axis",
+            )
         weight, variance, bias = self._layer(node, given, source.shape[1])
         return self._added(Linear((1, 1), (source.step,), variance, bias), node, [source], weight)
 
     def _convolution(self, node: fx.Node, given: dict[str, Any]) -> Features | None:
-        source = self._features(node, given)
+        source = self._in_order(node, given)
         groups = int(given.get("groups", 1))
         if given.get("transposed") or len(source.shape) != 4:
             return None
@@ -191,10 +220,10 @@ class _Reader:
             )
         dual = _ACTIVATIONS[name](given)
         step = Activation(self.steps[source.step].size, (source.step,), dual)
-        return self._added(step, node, [source])
+        return replace(self._added(step, node, [source]), axes=source.axes)
 
     def _average_pool(self, node: fx.Node, given: dict[str, Any]) -> Features | None:
-        source = self._features(node, given)
+        source = self._in_order(node, given)
         if len(source.shape) != 4 or given.get("ceil_mode") or given.get("divisor_override"):
             return None
         kernel = _pair(given["kernel_size"])
@@ -203,7 +232,7 @@ class _Reader:
         return self._pooled(node, source, kernel, stride, padding, given["count_include_pad"])
 
     def _adaptive_pool(self, node: fx.Node, given: dict[str, Any]) -> Features | None:
-        source = self._features(node, given)
+        source = self._in_order(node, given)
         if len(source.shape) != 4:
             return None
         size, wanted = source.shape[2:], _grid(node)
@@ -215,10 +244,15 @@ class _Reader:
     def _mean(self, node: fx.Node, given: dict[str, Any]) -> Features | None:
         source = self._features(node, given)
         dims = given.get("dim")
-        if len(source.shape) != 4 or dims is None or {d % 4 for d in dims} != {2, 3}:
+        if len(source.shape) != 4 or dims is None:
             return None
-        size = (source.shape[2], source.shape[3])
-        return self._pooled(node, source, size, size, (0, 0), True)
+        axes = source.axes or (0, 1, 2, 3)
+        if {axes[d % 4] for d in dims} != {2, 3}:
+            return None
+        size = self.steps[source.step].size
+        step = AveragePool((1, 1), (source.step,), size, size, (0, 0), True, size)
+        kept = source.axes if given.get("keepdim") else None
+        return replace(self._handed_on(step, node, [source]), axes=kept)
 
     def _pooled(
         self,
@@ -237,24 +271,36 @@ class _Reader:
 
     def _layer_norm(self, node: fx.Node, given: dict[str, Any]) -> Features | None:
         source = self._features(node, given)
-        if tuple(given["normalized_shape"]) != source.shape[1:]:
-            self._refuse(node, "does not normalise over all features of a row")
-        return self._normalised(node, given, source, float(given["eps"]))
+        shape, epsilon = tuple(given["normalized_shape"]), float(given["eps"])
+        if shape == source.shape[1:]:
+            return self._normalised(node, given, source, epsilon)
+        if source.channels_last and shape == source.shape[-1:]:
+            return self._normalised(node, given, source, epsilon, each_position=True)
+        self._refuse(
+            node,
+            "does not normalise over all features of a row, nor over the channels of a grid as its "
+            "last axis (permute(0, 2, 3, 1) before, permute(0, 3, 1, 2) after)",
+        )
 
     def _group_norm(self, node: fx.Node, given: dict[str, Any]) -> Features | None:
-        source = self._features(node, given)
+        source = self._in_order(node, given)
         if int(given["num_groups"]) != 1:
             self._refuse(node, "has more than one group")
         return self._normalised(node, given, source, float(given["eps"]))
 
     def _normalised(
-        self, node: fx.Node, given: dict[str, Any], source: Features, epsilon: float
+        self,
+        node: fx.Node,
+        given: dict[str, Any],
+        source: Features,
+        epsilon: float,
+        each_position: bool = False,
     ) -> Features:
         for key in ("weight", "bias"):  # at their initial values, 1 and 0
             if isinstance(given.get(key), fx.Node):
                 self._parameter(node, given[key])
         size = self.steps[source.step].size
-        step = LayerNorm(size, (source.step,), epsilon, size != (1, 1))
+        step = LayerNorm(size, (source.step,), epsilon, size != (1, 1) and not each_position)
         return self._handed_on(step, node, [source])
 
     def _sum(self, node: fx.Node, given: dict[str, Any]) -> Features | None:
@@ -266,6 +312,8 @@ class _Reader:
         terms = [self._operand(node, operand) for operand in (one, other)]
         if terms[0].shape != terms[1].shape:
             return None
+        if terms[0].axes != terms[1].axes:
+            self._refuse(node, "adds tensors whose axes are in different orders")
         if self.steps[terms[0].step].size != self.steps[terms[1].step].size:
             self._refuse(node, "adds a flattened image to features without positions")
         if not all(a.uncorrelated(b) for a in terms[0].terms for b in terms[1].terms):
@@ -298,18 +346,49 @@ class _Reader:
     def _reshaped(self, node: fx.Node, given: dict[str, Any]) -> Features | None:
         source, shape = self._features(node, given), tuple(node.meta["val"].shape)
         rows, numbers = source.shape[0], math.prod(source.shape[1:])
+        if source.axes is not None and source.axes[0] != 0:
+            self._refuse(node, "reads rows that are not the first axis")
         if math.prod(shape) != rows * numbers or shape[:1] != (rows,):
             self._refuse(node, "mixes the rows of a batch")
         # Flattened, or only axes of one entry came or went.
         same = [s for s in shape if s != 1] == [s for s in source.shape if s != 1]
-        if shape[1:] == (numbers,) or (same and self.steps[source.step].size == (1, 1)):
-            return replace(source, shape=shape)
+        if shape[1:] == (numbers,):
+            return replace(source, shape=shape, axes=None)
+        if same and self.steps[source.step].size == (1, 1):
+            # One axis of more than one entry beside the rows: wherever it is, the channels.
+            at = next((k for k in range(1, len(shape)) if shape[k] != 1), 1)
+            axes = (0, 2, 3, 1) if len(shape) == 4 and at == 3 else None
+            if len(shape) == 4 and at == 2:
+                self._refuse(node, "leaves the channels between height and width")
+            return replace(source, shape=shape, axes=axes)
         return source if shape == source.shape else None
+
+    def _moved(self, node: fx.Node, given: dict[str, Any]) -> Features | None:
+        """Axes in another order, found by moving the axes of an example."""
+        source = self._features(node, given)
+        count = len(source.shape)
+        example = torch.empty(tuple(range(2, 2 + count)), device="meta")
+        target: Any = node.target
+        moved = target(example, *list(given.values())[1:])
+        order = tuple(int(s) - 2 for s in moved.shape)
+        shape = tuple(source.shape[k] for k in order)
+        if count != 4:
+            return replace(source, shape=shape) if order == tuple(range(count)) else None
+        axes = source.axes or (0, 1, 2, 3)
+        now = tuple(axes[k] for k in order)
+        return replace(source, shape=shape, axes=None if now == (0, 1, 2, 3) else now)
 
     # -- helpers ------------------------------------------------------------------------------
 
     def _features(self, node: fx.Node, given: dict[str, Any]) -> Features:
         return self._operand(node, next(iter(given.values())))
+
+    def _in_order(self, node: fx.Node, given: dict[str, Any]) -> Features:
+        """Features of (rows, channels, height, width)."""
+        source = self._features(node, given)
+        if source.axes is not None:
+            self._refuse(node, "takes a grid whose channels were moved: move them back before it")
+        return source
 
     def _operand(self, node: fx.Node, operand: Any) -> Features:
         """Features of an operand: of the network, or of the data where no weights came before."""
@@ -344,7 +423,8 @@ class _Reader:
         self.steps.append(step)
         value = node.meta["val"]
         shape = tuple((value[0] if isinstance(value, tuple | list) else value).shape)
-        return Features(len(self.steps) - 1, shape, tuple(t for s in sources for t in s.terms))
+        terms = tuple(t for s in sources for t in s.terms)
+        return Features(len(self.steps) - 1, shape, terms, sources[0].axes)
 
     def _layer(self, node: fx.Node, given: dict[str, Any], fan_in: int) -> tuple[str, float, float]:
         weight = self._parameter(node, given["weight"])
@@ -396,7 +476,9 @@ class _Reader:
 
 def _is_view(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.name.removeprefix("aten::") in RESHAPING | UNCHANGED
+    return (
+        schema is not None and schema.name.removeprefix("aten::") in RESHAPING | UNCHANGED | MOVING
+    )
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -97,9 +97,9 @@ def nngp_kernel(
     The module is traced, so it may be written in any way. It may consist of Linear, Conv2d (one
     group), ReLU, leaky ReLU, abs, erf, GELU, tanh, sigmoid, SiLU, average and global average
     pooling, flattening, dropout (which evaluation mode turns off), layer norm over all features (or
-    group norm with one group), multiplication by numbers, and sums of branches of which all but one
-    end in layers of their own. What happens to the data before the first layer is computed as it
-    is.
+    group norm with one group), or over the channels of a grid while they are the last axis,
+    multiplication by numbers, and sums of branches of which all but one end in layers of their own.
+    What happens to the data before the first layer is computed as it is.
 
     Arguments:
         model: its widths and weights play no part, the kernel is that of its architecture. A layer

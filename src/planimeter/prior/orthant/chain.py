@@ -56,7 +56,7 @@ _SERIES_ALARM = 0.3
 # that, weights have no variance: a few runs in a hundred are half a nat high. From this skewness
 # on, its sites to this power are wide enough and not wider than they need be (equicorrelated
 # problems of one class, 100 to 400 inputs; image kernels are far below).
-_WIDER_GUIDE = ((0.5, 0.3), (0.35, 0.45), (0.0, 1.0))
+_WIDER_GUIDE = ((1.8, 0.1), (1.2, 0.2), (0.5, 0.3), (0.35, 0.45), (0.0, 1.0))
 # Where EP is rough and P is at least this, counting is as exact as particles, and simpler.
 _LARGE = math.log(0.02)
 # Closed forms with a larger error from rounding than this are left to the other methods.
