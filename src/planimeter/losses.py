@@ -8,11 +8,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from planimeter.errors import InputError
@@ -68,10 +69,11 @@ def in_float64(loss: Loss) -> Loss:
     gradient and curvature are made of, keeps hardly a digit. Slopes come back in the dtype of the
     outputs. Of outputs that are a structure, all tensors of real numbers are widened.
     """
+    own = widened(loss)
 
     def wide(outputs: Any, targets: Tensor) -> Tensor:
         outputs = outputs.double() if isinstance(outputs, Tensor) else _widened(outputs)
-        return loss(outputs, targets.double() if targets.is_floating_point() else targets)
+        return own(outputs, targets.double() if targets.is_floating_point() else targets)
 
     return wide
 
@@ -88,6 +90,23 @@ def _widened(outputs: Any) -> Any:
         return other
 
     return tree_map(leaf, outputs)
+
+
+def widened(loss: Loss) -> Loss:
+    """The same loss with the weights that it holds (of classes, of positive labels) in float64."""
+    if isinstance(loss, nn.Module):
+        stock = type(loss).__module__ == "torch.nn.modules.loss"
+        held = any(b.is_floating_point() for b in loss.buffers())
+        return copy.deepcopy(loss).double() if stock and held else loss
+    if isinstance(loss, partial):
+        given = {k: _wide(v) for k, v in loss.keywords.items()}
+        return partial(widened(loss.func), *map(_wide, loss.args), **given)
+    return loss
+
+
+def _wide(value: Any) -> Any:
+    floats = isinstance(value, Tensor) and value.is_floating_point()
+    return value.double() if floats else value
 
 
 @dataclass(frozen=True)

@@ -135,3 +135,37 @@ def test_many_rows_of_a_loss_that_is_no_mean():
     with pytest.warns(MeasurementWarning, match="all 3000 rows are measured in one"):
         landscape = LossLandscape(network(), own(weight=WEIGHTS), (x, y))
     assert landscape.loss() == pytest.approx(float(own(weight=WEIGHTS)(network()(x), y)))
+
+
+def test_a_loss_that_squeezes_may_not_take_one_row():
+    x, y = data()
+
+    def squeezed(h, y):
+        return -h.squeeze().log_softmax(-1)[torch.arange(len(y)), y].mean()
+
+    with pytest.raises((IndexError, RuntimeError)):
+        squeezed(network()(x[:1]), y[:1])
+    one = LossLandscape(network(), squeezed, loader((x, y)))
+    assert one.loss() == pytest.approx(LossLandscape(network(), F.cross_entropy, (x, y)).loss())
+
+
+def test_batches_of_one_row_do_not_hide_a_broadcast():
+    x, y = data()
+    with pytest.raises(InputError, match=r"pass targets\[:, None\]"):
+        LossLandscape(
+            network(1), lambda h, y: (h - y).square().mean(), loader((x, y.double()), size=1)
+        )
+
+
+def test_class_weights_of_float32_do_not_keep_the_loss_from_float64():
+    """1 - p of rows that are fitted well needs it."""
+    torch.manual_seed(0)
+    x = torch.randn(ROWS, 4)
+    single = nn.Linear(4, 3)
+    with torch.no_grad():
+        single.weight.mul_(40)
+    y = single(x).argmax(1)
+    weighted = nn.CrossEntropyLoss(weight=WEIGHTS.float())
+    found = LossLandscape(single, weighted, (x, y)).loss()
+    logits = single(x).detach().double()
+    assert found == pytest.approx(float(F.cross_entropy(logits, y, weight=WEIGHTS)), rel=1e-9)

@@ -31,7 +31,7 @@ from planimeter.landscape.stack import (
     stack_of,
     stacked,
 )
-from planimeter.losses import row_loss
+from planimeter.losses import row_loss, widened
 from planimeter.operators.tape import record
 
 Progress = Callable[[int, int], None]
@@ -188,8 +188,10 @@ class _Members:
         check_alike([landscape.model for landscape in landscapes])
         if not first.function.separable:
             raise InputError("the loss of an ensemble has to be a mean over rows")
-        self.model, self.loss = first.model, row_loss(first.scalar_loss)
-        if first.function.loss is not first.scalar_loss:
+        wide = first.function.loss is not first.scalar_loss
+        self.model = first.model
+        self.loss = row_loss(widened(first.scalar_loss) if wide else first.scalar_loss)
+        if wide:
             self.loss = self.loss.in_float64()
         self.names = list(first.parameters)
         self.others = other_names(self.model, self.names)

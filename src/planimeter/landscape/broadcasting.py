@@ -7,10 +7,13 @@ every output with every target, and is no loss of the network at all.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from planimeter.errors import InputError
 from planimeter.landscape.denominators import known_loss
@@ -23,8 +26,8 @@ def refuse_broadcasting(loss: Loss, outputs: object, targets: object) -> None:
     """Refuse a loss that compares outputs and targets of different rows.
 
     Where it does, its slopes do not depend on which target stands beside which outputs: the rows
-    of the outputs alone are put in another order, and the slopes come out in that order. That this
-    is not said of a loss that does not look at its targets, they have to matter.
+    of the outputs alone are put in another order, and the slopes come out in that order. So they
+    do where targets do not matter, or as a set only: an operation has to broadcast them, too.
 
     Arguments:
         loss: of which one scalar comes out.
@@ -58,7 +61,7 @@ def refuse_broadcasting(loss: Loss, outputs: object, targets: object) -> None:
     among = levels.to(own) + 0.1 * float(targets.double().std()) * noise
     places = (own, own + spread * noise, size * noise, among)
     found = {_mixes(loss, at, targets, orders) for at in places}
-    if True in found and False not in found:
+    if True in found and False not in found and _broadcasts(loss, own, targets):
         raise InputError(_words(outputs, targets))
 
 
@@ -82,6 +85,32 @@ def _mixes(loss: Loss, outputs: Tensor, targets: Tensor, orders: list[Tensor]) -
     except Exception:  # whatever a user's own code raises: it is said where the loss is used
         pass
     return None
+
+
+def _broadcasts(loss: Loss, outputs: Tensor, targets: Tensor) -> bool:
+    """Whether an operation in the loss aligns rows with another dimension than the first."""
+    with torch.enable_grad(), _Aligned(len(targets)) as seen:
+        loss(outputs, targets)
+    return seen.found
+
+
+class _Aligned(TorchDispatchMode):
+    """Notes operations on tensors of fewer dimensions whose first is as long as the rows."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows, self.found = rows, False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = [t for t in tree_flatten((args, kwargs or {}))[0] if isinstance(t, Tensor)]
+        if len(given) > 1 or func is torch.ops.aten.expand.default:
+            most = max(t.ndim for t in [*given, *([out] if isinstance(out, Tensor) else [])])
+            shorter = [t for t in given if 0 < t.ndim < most]
+            self.found |= any(len(t) == self.rows for t in shorter)
+        return out
 
 
 def _apart(one: Tensor, other: Tensor, slack: float) -> bool:

@@ -45,7 +45,7 @@ def refuse_non_convex(landscape: LossLandscape) -> None:
         NotApplicableError: there is one, or the loss has no second derivative.
     """
     function = landscape.function
-    for outputs, targets in _some_rows(landscape):
+    for outputs, targets in function.surviving(lambda: _some_rows(landscape)):
         try:
             lowest, scale, precision = lowest_curvatures(function, outputs, targets)
         except (RuntimeError, NotImplementedError) as error:
@@ -153,7 +153,7 @@ def rounding(landscape: LossLandscape, vectors: Float[Tensor, "P k"]) -> float:
     With the curvature s of rows that are not, it is :math:`\epsilon\, s\, v^T J^T J v`.
     """
     size = 0.0
-    for outputs, targets in _some_rows(landscape):
+    for outputs, targets in landscape.function.surviving(lambda: _some_rows(landscape)):
         precision = curvature_precision(landscape.function, outputs, targets)
         # Of a part of the mean over so many rows.
         scale = curvature_scale(landscape.function, outputs, targets) * len(outputs)
@@ -169,19 +169,30 @@ def rounding(landscape: LossLandscape, vectors: Float[Tensor, "P k"]) -> float:
 
 
 def _some_rows(landscape: LossLandscape) -> list[tuple[Tensor, Tensor]]:
-    """Outputs and targets of a few rows of the first batches, and from all over the data."""
+    """Outputs and targets of a few rows of the first batches, or from all over the data."""
+    function, spread = landscape.function, landscape.data.spread(BATCHES * ROWS)
+    batches = list(islice(landscape.data, BATCHES))
+    if not function.separable:
+        batches = batches[:1]
+    elif spread is not None:
+        batches = [spread]
     found = []
     with torch.enable_grad(), landscape.mode():
-        batches = list(islice(landscape.data, BATCHES))
-        if landscape.function.separable and landscape.data.tensors is not None:
-            batches = [b for b in (landscape.data.spread(BATCHES * ROWS),) if b is not None]
         for inputs, targets in batches:
-            step = -(-len(targets) // ROWS) if landscape.data.tensors is None else 1
-            part = slice(None, None, step if landscape.function.separable else None)
-            rows = cut_rows(inputs, part, len(targets)), targets[part]
-            if landscape.function.weight(rows):
-                outputs = landscape.outputs(landscape.parameters, rows[0])
-                found.append((outputs.detach(), rows[1]))
+            rows, step = len(targets), 1 if spread is not None else -(-len(targets) // ROWS)
+            part = slice(None, None, step if function.separable else None)
+            some = cut_rows(inputs, part, rows), targets[part]
+            if function.weight(some):
+                one = BatchedLoss(function.forward, function.loss, lambda b=some: iter([b]))
+                one.rows, one.separable = function.rows, function.separable
+                outputs = [
+                    landscape.outputs(landscape.parameters, cut).detach()
+                    for _, _, (cut, _) in one.pieces()
+                ]
+                found.append((torch.cat(outputs), some[1]))
+    alike = len({(o.shape[1:], y.shape[1:]) for o, y in found}) == 1
+    if function.separable and alike:
+        found = [(torch.cat([o for o, _ in found]), torch.cat([y for _, y in found]))]
     return found
 
 

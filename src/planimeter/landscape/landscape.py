@@ -378,9 +378,14 @@ class LossLandscape:
         Raises:
             NotApplicableError: the targets are no classes.
         """
-        inputs, targets = self.first_rows(64)
+
+        def compute() -> tuple[Tensor, Tensor]:
+            inputs, targets = self.first_rows(64)
+            outputs = refuse_complex(self.outputs(self.parameters, inputs), "accuracy")
+            return outputs.detach(), targets
+
         with torch.enable_grad(), self.mode():
-            outputs = refuse_complex(self.outputs(self.parameters, inputs), "accuracy").detach()
+            outputs, targets = self.function.surviving(compute)
         return predictions_of(self.loss_function, self.scalar_loss, outputs, targets)
 
     def batches(self) -> Iterator[Batch]:

@@ -76,8 +76,9 @@ def put_together(landscape: LossLandscape, given: bool) -> None:
         InputError: the loss is no mean over rows, and the data comes in several batches.
     """
     function, known = landscape.function, known_loss(landscape.loss_function)
-    rows, several = landscape.num_rows, len(list(islice(landscape.data, 2))) > 1
+    several = len(list(islice(landscape.data, 2))) > 1
     if known is not None and known.reduction == "sum":
+        rows = landscape.num_rows
         if several:
             raise InputError(
                 f"the loss is not a mean over rows but a sum, and the data has several batches: "
@@ -88,12 +89,15 @@ def put_together(landscape: LossLandscape, given: bool) -> None:
         _take_sum(landscape, said)
     elif known is None or given:
         check = _looked(landscape)
+        if not check.mean and several and check.kept is not None:
+            refuse_broadcasting(landscape.scalar_loss, *check.kept)  # batches of one row hide it
         if not check.mean and function.row_weights is not None:
             raise InputError(
                 f"the loss is not the mean of rows with these weights: {check.words}; the weights "
                 f"of a batch have to add up to what the loss divides by there"
             )
         if not check.mean and check.sum:
+            rows = landscape.num_rows
             said = f"the total over all {rows} rows is measured, which is {rows} times their mean "
             _take_sum(landscape, said + "unless the loss divides by a constant")
             check = _looked(landscape)
@@ -136,22 +140,23 @@ def _tried(landscape: LossLandscape) -> tuple[Any, Tensor, Any]:
 
 def _looked(landscape: LossLandscape) -> MeanCheck:
     """A look at the first batches, and at rows from all over the data."""
-    check = MeanCheck(landscape.function.loss, _weight(landscape), landscape.num_rows)
+    function = landscape.function
+    check = MeanCheck(function.loss, _weight(landscape), lambda: landscape.num_rows)
     landscape.function.surviving(lambda: _look(landscape, check))
     return check
 
 
 def _look(landscape: LossLandscape, check: MeanCheck) -> None:
-    seen = 0
+    seen, room = 0, landscape.function.rows or ROWS
     with torch.enable_grad(), landscape.mode():
         for batch in islice(landscape.data, LOOKED_AT):
-            some = slice(max(0, ROWS - seen))
+            some = slice(max(0, min(ROWS - seen, room)))
             inputs, targets = batch
             part = cut_rows(inputs, some, len(targets)), targets[some]
             if len(part[1]):
                 check.look(*_run(landscape, part))
             seen += len(part[1])
-        spread = landscape.data.spread(FEW)
+        spread = landscape.data.spread(min(FEW, room))
         if spread is not None:
             check.look(*_run(landscape, spread))
 
@@ -160,16 +165,20 @@ def _mixed_rows(landscape: LossLandscape) -> str:
     """What is wrong where the model's outputs for a row depend on the others."""
     weight, losses, weights = _weight(landscape), [], []
     inputs, targets = landscape.first_rows(ROWS)
-    rows, cut = len(targets), len(targets) // 3
-    if not cut:
-        return ""
-    with torch.enable_grad(), landscape.mode():
-        for part in (slice(None), slice(cut), slice(cut, None)):
-            outputs, some = _run(landscape, (cut_rows(inputs, part, rows), targets[part]))
-            weights.append(weight(outputs, some))
-            value = landscape.function.loss(outputs, some) if weights[-1] else torch.zeros(())
-            losses.append(float(value.detach().mean()))
-    if not weights[0]:
+    rows = len(targets)
+    cut = rows // 3 if rows > 5 else rows // 2
+    try:
+        with torch.enable_grad(), landscape.mode():
+            for part in (slice(None), slice(cut), slice(cut, None)) if cut else ():
+                outputs, some = _run(landscape, (cut_rows(inputs, part, rows), targets[part]))
+                weights.append(weight(outputs, some))
+                value = landscape.function.loss(outputs, some) if weights[-1] else torch.zeros(())
+                losses.append(float(value.detach().mean()))
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error) or min(cut, rows - cut) > 1:
+            raise
+        return ""  # a loss that squeezes does not take a single row
+    if not sum(weights):
         return ""
     (whole, left, right), (_, w, v) = losses, weights
     parts = (w * left + v * right) / (w + v)

@@ -77,7 +77,7 @@ def check_batches(landscape: LossLandscape) -> None:
     check = MeanCheck(
         function.loss,
         (lambda outputs, targets: float(len(targets))) if own is None else own.total,
-        landscape.num_rows,
+        lambda: landscape.num_rows,
     )
     with torch.enable_grad(), landscape.mode():
         for inputs, targets in batches:

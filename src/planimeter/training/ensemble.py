@@ -292,7 +292,7 @@ def _check_rows(model: nn.Module, loss: Loss, data: MemberData) -> None:
     some = torch.arange(0, len(data.labels), max(1, len(data.labels) // _LOOKED_AT))
     with torch.no_grad():
         outputs, targets = model(data.inputs[some]), data.labels[some]
-        check = MeanCheck(loss, lambda _, targets: float(len(targets)), len(some))
+        check = MeanCheck(loss, lambda _, targets: float(len(targets)), lambda: len(some))
         if math.isfinite(float(loss(outputs, targets))) and not check.look(outputs, targets):
             raise InputError(
                 f"the loss is not a mean over rows: {check.words}; train these networks one by one"
