@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from planimeter import InputError, LossLandscape, MeasurementWarning, find_rescalings
+from planimeter import InputError, LossLandscape, MeasurementWarning, find_rescalings, measure
 
 cross_entropy = nn.functional.cross_entropy
 
@@ -159,3 +159,36 @@ def test_rows_longer_than_the_largest_norm_stay_where_they_are(rows):
     value = LossLandscape(bounded, cross_entropy, (tokens, rows[1])).loss()  # and no warning
     expected = cross_entropy(bounded(tokens), rows[1])
     assert value == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
+def test_weights_that_were_made_in_inference_mode_are_measured(rows):
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        made = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
+    torch.manual_seed(0)
+    usual = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double()
+    one, two = (LossLandscape(model, cross_entropy, rows) for model in (made, usual))
+    assert torch.equal(one.hessian().dense(), two.hessian().dense())
+
+
+class Halves(nn.Module):
+    """The same network in two precisions, one after the other."""
+
+    def __init__(self, first, last):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(4, 6).to(first), nn.Linear(6, 3).to(last)
+
+    def forward(self, x):
+        hidden = self.first(x.to(self.first.weight.dtype)).tanh()
+        return self.last(hidden.to(self.last.weight.dtype))
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_parameters_may_have_several_dtypes(dtypes, rows):
+    mixed = LossLandscape(Halves(*dtypes), cross_entropy, rows)
+    plain = LossLandscape(Halves(torch.float64, torch.float64), cross_entropy, rows)
+    names = ["trace", "gauss_newton_trace", "adaptive_sharpness", "standard_sharpness_l2"]
+    found, expected = (measure(landscape, names) for landscape in (mixed, plain))
+    for name in names:
+        assert found[name].value == pytest.approx(expected[name].value, rel=1e-3)

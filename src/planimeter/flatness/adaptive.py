@@ -284,14 +284,13 @@ def _evaluation(
     """z to the loss at theta + c z and the steepest direction there, of norm 1."""
     inputs, targets = batch
     centre, c = theta.to(landscape.dtype), scale.to(landscape.dtype)
-    shapes = {name: value.shape for name, value in landscape.parameters.items()}
-    sizes = [shape.numel() for shape in shapes.values()]
+    sizes = [value.numel() for value in landscape.parameters.values()]
 
     def evaluate(z: Float[Tensor, " P"]) -> tuple[float, Float[Tensor, " P"]]:
         with torch.enable_grad():
             point = torch.addcmul(centre, c, z).requires_grad_()
-            pieces = zip(shapes.items(), point.split(sizes), strict=True)
-            parameters = {name: piece.view(shape) for (name, shape), piece in pieces}
+            pieces = zip(landscape.parameters.items(), point.split(sizes), strict=True)
+            parameters = {name: piece.view_as(p).to(p.dtype) for (name, p), piece in pieces}
             loss = landscape.function.loss(landscape.forward(parameters, inputs), targets)
             (slope,) = torch.autograd.grad(loss, point)
         if norm == "linf":  # the scale is no part of a sign

@@ -67,6 +67,8 @@ def run_first(
     """
     state = {**fixed, **parameters}
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    # Inference tensors count no versions, and refuse what is written to them themselves.
+    own = {name: tensor for name, tensor in own.items() if not tensor.is_inference()}
     versions = {name: tensor._version for name, tensor in own.items()}
     copies = {name: tensor.clone() for name, tensor in state.items()}
     try:
