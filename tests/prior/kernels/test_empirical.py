@@ -87,19 +87,11 @@ def test_a_tenth_of_the_inputs_is_the_default(x):
     assert empirical_kernel(net(), x, **(SETTINGS | {"groups": 5})).networks == 5
 
 
-def test_too_few_networks_are_refused_before_any_work(x):
-    done = []
-
-    def count(step, total):
-        done.append(step)
-
-    settings = SETTINGS | {"progress": count}
-    with pytest.raises(InputError, match="rank at most 10, for 20 inputs: pass networks=7"):
-        empirical_kernel(net(3), x, networks=3, **settings)
-    with pytest.raises(InputError, match=r"rank at most 7 with a group left out.*networks=12"):
-        empirical_kernel(net(3), x, networks=3, **(settings | {"groups": 3}))
-    assert not done
-    assert empirical_kernel(net(3), x, networks=7, **SETTINGS).networks == 7
+def test_few_networks_make_a_kernel_of_low_rank(x):
+    """Three networks of width 3, and the biases: at most ten dimensions for twenty inputs."""
+    found = empirical_kernel(net(3), x, networks=3, **SETTINGS)
+    spectrum = torch.linalg.eigvalsh(found.kernel)
+    assert 5 <= int((spectrum > 1e-12 * spectrum[-1]).sum()) <= 10  # units may be dead
     assert empirical_kernel(net(3), x, networks=3, noise=1.0, **SETTINGS).noise == 1.0
 
 

@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -72,13 +73,25 @@ def test_the_error_is_the_jackknifes(digits):
     )
 
 
-def test_noise_of_the_kernel_is_used_and_rank_is_then_free(digits):
+def test_noise_of_the_kernel_is_used(digits):
     x, y = digits[0][:100], digits[1][:100]
     estimate = kernel_of(x, 3, groups=3, noise=1.0)
     assert estimate.networks * estimate.width < 2 * 100
     found = on_kernel(estimate, y)
     assert found.orthant.noise == 1.0
     assert math.isfinite(found.stderr)
+
+
+def test_too_few_networks_for_the_labels_leave_no_error(digits):
+    x, y = digits[0][:100], digits[1][:100]
+    narrow = empirical_kernel(
+        fully_connected(64, [5]).double(), x, networks=3, groups=3, initialise=INITIALISE
+    )
+    found = on_kernel(narrow, y)
+    assert found.value == -math.inf
+    assert found.orthant.rank <= 16
+    assert math.isnan(found.stderr)
+    assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["kernel_stderr"] is None
 
 
 def test_contradictions_and_missing_groups(digits):

@@ -18,8 +18,8 @@ group of networks at a time. With :math:`\theta` the log-probability on K, and
           \mathrm{bias} = (g - 1)(\bar\theta - \theta), \qquad
           \bar\theta = \frac1g \sum_j \theta_{(j)} .
 
-K has rank at most :math:`M n` (one more with biases): fewer networks than inputs over width are
-refused before any of them is run, unless there is noise.
+K has rank at most :math:`M n` (one more with biases). Of fewer networks than inputs over width,
+log P is that of a cone in as many dimensions, and -inf for labels that no function of them has.
 
 Source: zhang2021, Eq. 7 and Appendix D; Novak et al. 2019; Efron & Tibshirani 1993, Chapter 11.
 """
@@ -114,7 +114,7 @@ def empirical_kernel(
             least `groups`.
         sigma_w, sigma_b: standard deviations of the last layer's weights (times the root of its
             fan-in) and bias. They need not be what the hidden layers were drawn with.
-        noise: variance that will be added to the kernel's diagonal; above 0 its rank is free.
+        noise: variance that will be added to the kernel's diagonal.
         layer: name of the last linear layer; default the one that runs last.
         initialise: draws a module's weights in place, such as
             `gaussian_initialisation(sigma_w, sigma_b)`, which the analytic kernels assume.
@@ -126,9 +126,8 @@ def empirical_kernel(
         progress: called with the networks done and their number.
 
     Raises:
-        InputError: too few networks for full rank (the message says how many would do), layers
-            that cannot be drawn again (they are named), no last linear layer, or an argument out
-            of its range.
+        InputError: layers that cannot be drawn again (they are named), no last linear layer, or an
+            argument out of its range.
 
     Source: zhang2021, Eq. 7 and Appendix D.
     """
@@ -149,7 +148,6 @@ def empirical_kernel(
         with evaluation_mode(model, batch_norm):
             if found is None or sums is None:
                 found = find_last_layer(model, batches[0], layer)
-                _check_rank(n, found.width, count, step, sigma_b, noise)
                 sums = _GroupSums(n, found.width, step, count // step, like.device)
             last_hidden(model, found.name, batches, sums.take)
         sums.network_done()
@@ -258,19 +256,3 @@ def _check_numbers(
         raise InputError(f"a jackknife needs at least 3 groups, or 0 for none, got {groups}")
     if not 0 <= noise < math.inf:
         raise InputError(f"noise is a finite variance and cannot be negative: {noise}")
-
-
-def _check_rank(n: int, width: int, count: int, groups: int, sigma_b: float, noise: float) -> None:
-    """Refuse too few networks for a kernel of full rank, also with one group left out."""
-    left = count - count // groups if groups > 1 else count
-    if noise > 0 or left * width + (sigma_b > 0) >= n:
-        return
-    each = 1
-    while (groups - 1 if groups > 1 else 1) * each * width + (sigma_b > 0) < n:
-        each += 1
-    without = " with a group left out" if groups > 1 else ""
-    raise InputError(
-        f"{count} networks with {width} activations each give a kernel of rank at most "
-        f"{left * width + (sigma_b > 0)}{without}, for {n} inputs: pass networks={each * groups}, "
-        f"or noise > 0, which changes the question to noisy labels"
-    )

@@ -20,7 +20,7 @@ from planimeter.errors import InputError
 from planimeter.estimate import Estimate, format_with_error, widening
 from planimeter.prior.kernels.empirical import EmpiricalKernel
 from planimeter.prior.orthant.log_prior import log_prior
-from planimeter.prior.orthant.log_probability import LogProbability
+from planimeter.prior.orthant.log_probability import LogProbability, plain
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class EmpiricalLogProbability:
     Arguments:
         orthant: the result on the whole kernel, with the standard error of its Monte Carlo.
         kernel_stderr: standard error that the kernel's noise gives log P(f), by the jackknife and
-            Student's t.
+            Student's t; NaN where P is 0 for want of networks, or without one group of them.
         kernel_bias: by how much the noise moves log P(f) on average, by the jackknife; it is not
             subtracted from `value`.
         deleted: log P(f) with each group of networks left out.
@@ -73,11 +73,12 @@ class EmpiricalLogProbability:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
-        return asdict(self) | {
+        fields = {name: plain(value) for name, value in asdict(self).items()}
+        return fields | {
             "orthant": self.orthant.as_dict(),
-            "deleted": list(self.deleted),
-            "value": "-inf" if self.value == -math.inf else self.value,
-            "stderr": self.stderr,
+            "deleted": [plain(value) for value in self.deleted],
+            "value": plain(self.value),
+            "stderr": plain(self.stderr),
             "dof": self.dof,
         }
 
@@ -131,7 +132,9 @@ def empirical_log_prior(
             progress("jackknife", j + 1, count)
     values = torch.tensor(deleted, dtype=torch.float64)
     stderr = bias = 0.0
-    if deleted:
+    if orthant.rank is not None or -math.inf in deleted:
+        stderr = bias = math.nan  # with other networks it is another value, and how far is not told
+    elif deleted:
         mean = float(values.mean())
         spread = (count - 1) / count * float((values - mean).square().sum())
         stderr = widening(count) * math.sqrt(spread)

@@ -88,12 +88,13 @@ class LogProbability:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values; -inf becomes the string "-inf", NaN becomes None."""
-        fields = {name: _plain(value) for name, value in asdict(self).items()}
+        fields = {name: plain(value) for name, value in asdict(self).items()}
         lists = {"runs": list(self.runs), "alarms": list(self.alarms)}
         return fields | lists | {"dof": self.dof}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A number as JSON has it: -inf becomes the string "-inf", NaN becomes None."""
     if value == -math.inf:
         return "-inf"
     return None if isinstance(value, float) and math.isnan(value) else value
