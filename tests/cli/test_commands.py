@@ -73,6 +73,18 @@ def test_help_has_an_example(command):
         assert re.search(r"Example:\s+planimeter", shown.output)
 
 
+def test_the_squared_loss_of_one_output_has_labels_of_its_shape_and_no_accuracy(user, planimeter):
+    options = "--loss", "mse", "--rows", "50", "--measures", "trace"
+    code, text, _ = planimeter("measure", "mynets:fcn", *options, "--json", cwd=user)
+    content = json.loads(text)
+    assert code == 0
+    assert content["accuracy"] is None
+    code, text, _ = planimeter("measure", "mynets:fcn", *options, cwd=user)
+    assert code == 0
+    assert "mse" in text
+    assert "accuracy" not in text
+
+
 def test_measure(user, planimeter):
     code, text, _ = planimeter(
         "measure", "mynets:fcn", "--checkpoint", "good.pt", "--rows", "100", "--json", cwd=user

@@ -112,7 +112,9 @@ def put_together(landscape: LossLandscape, given: bool) -> None:
 
 def _tried(landscape: LossLandscape) -> tuple[Any, Tensor, Any]:
     """Outputs, targets and what the loss returns on a few rows, or on the batch if it must be."""
-    with torch.enable_grad(), landscape.mode():  # a model or a loss may differentiate inside
+    # A model or a loss may differentiate inside.
+    with torch.enable_grad(), landscape.mode(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using a target size")  # it is refused, in more words
         outputs, targets = _run(landscape, landscape.first_rows(FEW))
         try:
             value = landscape.loss_function(outputs, targets)
