@@ -23,7 +23,7 @@ from planimeter.prior.orthant.closed_forms import LARGEST, exact_log_cone, exact
 from planimeter.prior.orthant.cone_monte_carlo import cone_smc
 from planimeter.prior.orthant.cumulant_correction import (
     collective_skewness,
-    cumulant_correction,
+    correction_orders,
 )
 from planimeter.prior.orthant.direct import direct_log_cone, direct_log_orthant
 from planimeter.prior.orthant.expectation_propagation import (
@@ -244,8 +244,9 @@ class Chain:
             # Monte Carlo is unbiased only if log Z of its guide is that of its very sites.
             guide = tempered(kernel, solution, 1.0, work)
         posterior = posterior_covariance(kernel, guide.tau, work)
-        correction, ratio = cumulant_correction(solution, posterior)
-        corrected = solution.log_z + correction
+        third, fourth = correction_orders(solution, posterior)
+        ratio = abs(fourth / third) if third else 0.0
+        corrected = solution.log_z + third + fourth
         rounding = kernel_rounding(kernel, guide, posterior)
         alarms = list(rounding_alarms(rounding, covariance.eps))
         if ratio > _SERIES_ALARM:
@@ -261,7 +262,7 @@ class Chain:
         if ratio > _SERIES_ALARM and settings.method == "auto" and corrected > _LARGE:
             del posterior
             return self._direct(covariance, cone, ep, work)
-        skewness = collective_skewness(solution, posterior)
+        skewness = collective_skewness(solution, posterior, third)
         power = next(power for least, power in _WIDER_GUIDE if skewness >= least)
         if power < 1:
             guide = tempered(kernel, solution, power, work)
