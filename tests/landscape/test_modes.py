@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -131,3 +133,38 @@ def test_the_row_of_padding_counts_like_any_other():
     torch.testing.assert_close(matrix, matrix.T)
     assert float(matrix[:4].abs().max()) > 0
     assert embedding.padding_idx == 0
+
+
+@pytest.mark.parametrize("dim", [0, 1, None])
+@pytest.mark.parametrize("form", ["parametrization", "hook"])
+def test_weight_norm_has_the_hessian_of_the_same_network_written_by_hand(form, dim):
+    """torch's fused operation has a wrong second derivative on the CPU."""
+    wrap = torch.nn.utils.weight_norm
+    if form == "parametrization":
+        wrap = torch.nn.utils.parametrizations.weight_norm
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch would rather have the other form
+        model = wrap(torch.nn.Linear(4, 3), dim=dim).double()
+    x, y = torch.randn(14, 4).double(), torch.randint(0, 3, (14,))
+    named = dict(model.named_parameters())
+    assert len(named) == 3
+
+    def loss(bias, g, v):
+        over = [d for d in (0, 1) if d != dim]
+        weight = g * v / v.square().sum(over, keepdim=True).sqrt()
+        return torch.nn.functional.cross_entropy(x @ weight.T + bias, y)
+
+    blocks = torch.autograd.functional.hessian(loss, tuple(named.values()))
+    sizes = [p.numel() for p in named.values()]
+    exact = torch.cat(
+        [
+            torch.cat([b.reshape(m, n) for b, n in zip(row, sizes, strict=True)], dim=1)
+            for row, m in zip(blocks, sizes, strict=True)
+        ]
+    )
+    for products in ("auto", "tape", "graph", "recompute"):
+        landscape = LossLandscape(
+            model, torch.nn.functional.cross_entropy, (x, y), products=products
+        )
+        torch.testing.assert_close(landscape.hessian().dense(), exact)

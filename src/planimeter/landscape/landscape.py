@@ -41,6 +41,7 @@ from planimeter.landscape.returned import (
 )
 from planimeter.landscape.running import run, run_first
 from planimeter.landscape.together import belong_together, check_batches
+from planimeter.landscape.witnesses import Witnesses
 from planimeter.losses import Loss, in_float64, likelihood_of
 from planimeter.operators import CurvatureOperator
 from planimeter.operators.batches import (
@@ -64,6 +65,7 @@ from planimeter.operators.curvatures import (
     loss_curvature,
     monte_carlo_fisher_curvature,
 )
+from planimeter.operators.differences import widened
 from planimeter.operators.operator import consecutive, matching
 from planimeter.operators.products import Products
 
@@ -167,6 +169,7 @@ class LossLandscape:
         self.data.whole = self.data.uneven
         self._written: frozenset[str] = frozenset()
         self._reading = Reading()
+        self._witnesses = Witnesses(products)
         self._check_deterministic()
         self.loss_function = self.function.loss = self._reading.loss(loss)
         if self.data.whole:
@@ -261,6 +264,7 @@ class LossLandscape:
 
     def loss_and_gradient(self) -> tuple[float, Float[Tensor, " P"]]:
         """Both, from one pass over the data."""
+        self._check_gradient()
         with self.mode():
             return loss_and_gradient(self.function, self.parameters)
 
@@ -400,14 +404,19 @@ class LossLandscape:
         """The gradient at `theta` of the loss of one batch, for stochastic ascent and descent."""
         own = self.function.row_weights
         one = BatchedLoss(self.forward, self.function.loss, lambda: iter([batch]), row_weights=own)
+        self._check_gradient()
         with self.mode():
             if not one.weight(batch):  # none of its rows counts
                 return torch.zeros_like(theta)
             return loss_and_gradient(one, unflatten(theta, self.parameters))[1]
 
     def forward(self, parameters: Parameters, inputs: Inputs) -> Any:
-        """What the loss is given, at given parameters, in whatever mode the model is in."""
-        state = {**self._fixed, **parameters}
+        """What the loss is given, at given parameters, in whatever mode the model is in.
+
+        Where the parameters are given in float64 and the model has another dtype, everything else
+        is made float64 too.
+        """
+        state = {**self._beside(parameters, self._fixed), **parameters}
         return self._passed_on(run(self.model, state, inputs, self._written))
 
     def outputs(self, parameters: Parameters, inputs: Inputs) -> Tensor:
@@ -509,6 +518,20 @@ class LossLandscape:
         with torch.enable_grad(), self.mode():
             refuse_complex(self.outputs(self.parameters, inputs), what)
 
+    def _beside(self, parameters: Parameters, others: Parameters) -> Parameters:
+        """Other tensors of the model, in float64 where the parameters are given so."""
+        if self.dtype == torch.float64 or any(
+            p.dtype != torch.float64 for p in parameters.values()
+        ):
+            return others
+        wide: Parameters = widened(others)
+        return wide
+
+    def _check_gradient(self) -> None:
+        """Refuse a loss without a gradient, and warn of one that is not the loss's slope."""
+        refuse_inference_mode()
+        self.function.surviving(lambda: self._witnesses.check_gradient(self))
+
     def _refuse_mixed_rows(self, what: str) -> None:
         self._refuse_several(what)
         if not self.function.separable:
@@ -533,18 +556,20 @@ class LossLandscape:
     def _new_operator(
         self, kind: Curvature, function: BatchedLoss, *key: int, names: tuple[str, ...]
     ) -> CurvatureOperator:
-        parameters, name = self.parameters, kind.name
+        parameters, name, whole = self.parameters, kind.name, function
         if names:
             held = {n: p for n, p in self.parameters.items() if n not in names}
             parameters = {n: p for n, p in self.parameters.items() if n in names}
-            whole = function
 
             def forward(p: Parameters, inputs: Inputs) -> Tensor:
-                return whole.forward({**held, **p}, inputs)
+                return whole.forward({**self._beside(p, held), **p}, inputs)
 
             function = replace(whole, forward=forward)
             name = f"{name} restricted to {', '.join(names)}"
-        products = Products(kind, function, parameters, self.mode, **self._product_options)
+        witness = partial(self._witnesses.trusted, kind, whole, self)
+        products = Products(
+            kind, function, parameters, self.mode, witness=witness, **self._product_options
+        )
 
         def restrict(kept: list[str]) -> CurvatureOperator:
             if len(kept) == len(self.parameters):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from operator import attrgetter
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from planimeter.errors import InputError
+from planimeter.landscape.decomposed import Decomposed, is_needed
 from planimeter.operators.precision import full_precision
 
 BATCH_NORM = ("eval", "train-frozen-buffers")
@@ -34,10 +35,12 @@ def evaluation_mode(
 
     With `batch_norm="train-frozen-buffers"`, BatchNorm uses the statistics of the batch and its
     buffers stay as they are. The row of an embedding's `padding_idx`, whose gradient torch sets to
-    zero although the loss depends on it, counts like any other: what autograd gives would not be
-    the gradient of anything, and its derivative not symmetric. Attention runs on its mathematical
+    zero although the loss depends on it, counts like any other, and so do tokens that are frequent
+    (`scale_grad_by_freq`): what autograd gives would not be the gradient of anything, and its
+    derivative not symmetric. Attention runs on its mathematical
     form inside: the fused kernels have no second derivative, and the fused encoder layer no
     forward one; embeddings have dense gradients, since sparse ones cannot be differentiated again.
+    Weight norm runs as the operations it is made of: the fused one has a wrong second derivative.
     Float32 is computed with all of its digits, on a GPU too.
 
     Arguments:
@@ -58,7 +61,7 @@ def evaluation_mode(
     live = [m for m in modules if batch_norm != "eval" and isinstance(m, _BatchNorm)]
     norms = [(norm, norm.track_running_stats) for norm in live]
     embeddings = [m for m in modules if isinstance(m, EMBEDDINGS)]
-    own = [(e, e.padding_idx, e.sparse, e.max_norm) for e in embeddings]
+    own = [(e, e.padding_idx, e.sparse, e.max_norm, e.scale_grad_by_freq) for e in embeddings]
     calls = [(module, module._compiled_call_impl) for module in compiled]
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -70,13 +73,14 @@ def evaluation_mode(
         for embedding in embeddings:
             if isinstance(embedding, nn.Embedding):  # a bag leaves the row out of its sum
                 embedding.padding_idx = None
-            embedding.sparse = False
+            embedding.sparse = embedding.scale_grad_by_freq = False
             if at_rest:
                 embedding.max_norm = None
         for module in compiled:
             module._compiled_call_impl = None
         torch.backends.mha.set_fastpath_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH), full_precision():
+        decomposed = Decomposed() if is_needed(modules) else nullcontext()
+        with sdpa_kernel(SDPBackend.MATH), full_precision(), decomposed:
             if compiled:
                 with torch.compiler.set_stance("force_eager"):
                     yield
@@ -84,9 +88,9 @@ def evaluation_mode(
                 yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for embedding, padding, sparse, longest in own:
+        for embedding, padding, sparse, longest, by_frequency in own:
             embedding.padding_idx, embedding.sparse = padding, sparse
-            embedding.max_norm = longest
+            embedding.max_norm, embedding.scale_grad_by_freq = longest, by_frequency
         for module, call in calls:
             module._compiled_call_impl = call
         for norm, tracked in norms:

@@ -40,6 +40,16 @@ def agree(
     return apart <= ROUNDING * noise
 
 
+def elsewhere(directions: Directions) -> Directions:
+    """Other directions, at random: linear maps that agree there are the same.
+
+    Along the given ones a product may vanish but for rounding, as where a loss ignores a shift of
+    all outputs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(d.shape, generator=generator).to(d) for d in directions]
+
+
 def seconds(call: Callable[[], object], device: torch.device) -> float:
     """Wall time of a call, all of its work on the device included."""
     if device.type == "cuda":

@@ -3,25 +3,28 @@
 A ``program`` (`planimeter.operators.program`) repeats the operations of a forward derivative, and
 ``reverse`` derivatives of the gradient check it; ``forward`` derivatives stand in where the two
 differ or one of them fails. Where forward and reverse derivatives differ, the gradient is that of
-no function, and reverse ones are trusted.
+no function, and reverse ones are trusted. ``differences`` are used where they are asked for alone.
 """
 
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import torch
 
 from planimeter.errors import InputError, MeasurementWarning, NotApplicableError
-from planimeter.operators.agreement import agree, difference, seconds
+from planimeter.operators.agreement import agree, difference, elsewhere, seconds
 from planimeter.operators.batches import Batch, BatchedLoss, Parameters
 from planimeter.operators.curvatures import Curvature, Directions, LinearMap
+from planimeter.operators.differences import asking_for_float64, cut_off, step_along, widened
 from planimeter.operators.memory import is_out_of_memory
 from planimeter.operators.program import Programs
 from planimeter.operators.tape import TapeError
 
 SLOWER_ANEW = 1.1
 """Reverse derivatives need more memory: they have to be faster by this factor."""
+WITHOUT = "products='differences' needs none, and has about eight digits"
 
 
 class Anew:
@@ -45,6 +48,7 @@ class Anew:
         self.insisted, self.forward_is_wrong = insisted, False
         self.device = next(iter(parameters.values())).device
         self.precision = max(torch.finfo(p.dtype).eps for p in parameters.values())
+        self.wide = any(p.dtype != torch.float64 for p in parameters.values())
         self.reset()
 
     def reset(self) -> None:
@@ -58,6 +62,8 @@ class Anew:
             return self.programs(batch)
         if self.way == "forward":
             return self.curvature.forward(self.function, self.parameters, batch)
+        if self.way == "differences":
+            return partial(self._difference, batch)
         return self.curvature.graph(self.function, self.parameters, batch, index)
 
     def choose(self, directions: Directions) -> None:
@@ -87,7 +93,7 @@ class Anew:
             if "reverse" not in found and "forward" not in found:
                 raise NotApplicableError(
                     f"the {self.curvature.name} cannot be computed: an operation of the model or "
-                    f"the loss has no second derivative ({failure})"
+                    f"the loss has no second derivative ({failure}); {WITHOUT}"
                 )
             if "reverse" in found and "forward" in found:
                 self.way = "reverse"
@@ -95,7 +101,10 @@ class Anew:
                 if not agree(
                     self.precision, reverse, directions, found["reverse"], found["forward"]
                 ):
-                    self.warn_of(found["forward"], found["reverse"])
+                    other = elsewhere(directions)
+                    forward = self.curvature.forward(self.function, self.parameters, batch)(other)
+                    if not agree(self.precision, reverse, other, reverse(other), forward):
+                        self.warn_of(found["forward"], found["reverse"])
             if "reverse" in found or not self._holds("forward", directions):
                 times.pop("program", None)
         if self.forward_is_wrong:
@@ -106,6 +115,23 @@ class Anew:
             if "reverse" in times:
                 times["reverse"] *= SLOWER_ANEW
             self.way = min(times, key=lambda name: times[name])
+
+    def _difference(self, batch: Batch, directions: Directions) -> Directions:
+        """In float64, or in the model's dtype where it does not run so."""
+        if self.wide:
+            given = widened((self.parameters, cut_off(batch), directions))
+            try:
+                with asking_for_float64():
+                    return self._by_step(*given)
+            except (RuntimeError, TypeError) as error:
+                if is_out_of_memory(error):
+                    raise
+                self.wide = False
+        return self._by_step(self.parameters, cut_off(batch), directions)
+
+    def _by_step(self, parameters: Parameters, batch: Batch, directions: Directions) -> Directions:
+        step = step_along(list(parameters.values()), directions)
+        return self.curvature.difference(self.function, parameters, batch, directions, step)
 
     def _holds(self, other: str, directions: Directions) -> bool:
         """Whether the program of one batch is right for others too."""

@@ -7,7 +7,8 @@ with J the Jacobian of the outputs and C acting on the outputs: the loss's own H
 :math:`\nabla^2_h L` (generalised Gauss-Newton), :math:`n \, \mathrm{diag}_i(s_i s_i^T)` with
 :math:`s_i = \nabla_{h_i} L` (empirical Fisher, n rows), or the same with labels drawn from the
 model (Monte-Carlo Fisher). Each comes in two forms, which check one another: by forward
-derivatives, and by reverse derivatives of a graph that is built once.
+derivatives, and by reverse derivatives of a graph that is built once; and in a third without
+second derivatives, which is rough and checks both (`planimeter.operators.differences`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from planimeter.operators.batches import Batch, BatchedLoss, Parameters, as_leaves, derivatives
+from planimeter.operators.differences import gauss_newton_difference, hessian_difference
 from planimeter.operators.tape import RealZeros
 
 Directions = list[Tensor]  # one tensor a parameter, of its shape
@@ -42,6 +44,16 @@ class Curvature(Protocol):
         self, function: BatchedLoss, parameters: Parameters, batch: Batch, index: int
     ) -> LinearMap:
         """By reverse derivatives of a graph that is kept."""
+
+    def difference(
+        self,
+        function: BatchedLoss,
+        parameters: Parameters,
+        batch: Batch,
+        directions: Directions,
+        step: float,
+    ) -> Directions:
+        """A product by central differences of first derivatives."""
 
 
 class Hessian:
@@ -86,6 +98,17 @@ class Hessian:
             value = function.batch_loss(leaves, batch, index)
             slopes = derivatives(value, leaves, create_graph=True)
         return _pullback(slopes, leaves)
+
+    def difference(
+        self,
+        function: BatchedLoss,
+        parameters: Parameters,
+        batch: Batch,
+        directions: Directions,
+        step: float,
+    ) -> Directions:
+        """Of gradients."""
+        return hessian_difference(function, parameters, batch, directions, step)
 
 
 OutputCurvature = Callable[[BatchedLoss, Tensor, Tensor, Tensor], Tensor]
@@ -137,6 +160,18 @@ class GaussNewton:
             return pull([self.curve(function, outputs.detach(), targets, pushed.detach())])
 
         return product
+
+    def difference(
+        self,
+        function: BatchedLoss,
+        parameters: Parameters,
+        batch: Batch,
+        directions: Directions,
+        step: float,
+    ) -> Directions:
+        """Of outputs, and of the loss's slopes where C is its Hessian."""
+        curve = None if self.curve is loss_curvature else self.curve
+        return gauss_newton_difference(curve, function, parameters, batch, directions, step)
 
 
 def loss_curvature(

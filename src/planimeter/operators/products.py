@@ -11,7 +11,10 @@ fits into a memory budget; the rest of the batches is computed anew for every pr
   whole product (`planimeter.operators.program`), and as the two above.
 
 The first product is computed by tape and by graph. They must agree, or the tape is not used and a
-warning says so; the faster one is kept.
+warning says so; the faster one is kept. What both inherit from the library that differentiates is
+for a witness to tell (`planimeter.operators.witness`): where it trusts none, there are
+
+* ``differences`` of first derivatives (`planimeter.operators.differences`).
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planimeter.errors import InputError, MeasurementWarning, NotApplicableError
-from planimeter.operators.agreement import agree, difference, flat, seconds
-from planimeter.operators.anew import Anew
+from planimeter.operators.agreement import agree, difference, elsewhere, flat, seconds
+from planimeter.operators.anew import WITHOUT, Anew
 from planimeter.operators.batches import (
     NOTHING,
     Batch,
@@ -45,7 +48,7 @@ from planimeter.operators.memory import free_memory, is_out_of_memory
 from planimeter.operators.precision import full_precision
 from planimeter.operators.tape import Tape, TapeError, record, tensor_bytes
 
-STRATEGIES = ("auto", "tape", "graph", "recompute")
+STRATEGIES = ("auto", "tape", "graph", "recompute", "differences")
 BLOCKS = (16, 8)
 """Vectors of a block product."""
 SINGLES = 300
@@ -74,8 +77,10 @@ class Products:
         parameters: where.
         mode: the context in which the model runs.
         memory_budget: bytes that may be kept between products; None for half of what is free.
-        strategy: "auto" (as above), or "tape", "graph", "recompute" to insist.
+        strategy: "auto" (as above), or "tape", "graph", "recompute", "differences" to insist.
         compile: translate tapes with torch.compile, and check them against the eager ones.
+        witness: tells, before the first product, which way is to be trusted: "any", "forward" or
+            "differences".
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class Products:
         memory_budget: int | None = None,
         strategy: str = "auto",
         compile: bool = False,
+        witness: Callable[[], str] = lambda: "any",
     ) -> None:
         if strategy not in STRATEGIES:
             raise InputError(f"no strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
@@ -105,7 +111,7 @@ class Products:
         device = "cpu" if self.device.type == "cpu" else "cuda"
         self._piece = PIECE[device]["recomputed" if strategy == "recompute" else "kept"]
         self.memory_budget, self.wanted, self.compiled = memory_budget, strategy, compile
-        self.budget = 0
+        self.witness, self.budget = witness, 0
         self.anew = Anew(
             curvature, self.function, self.parameters,
             insisted={"tape": "forward", "graph": "reverse"}.get(strategy),
@@ -259,6 +265,10 @@ class Products:
         # Looks at the loss before anything is differentiated, for errors in words.
         with torch.enable_grad():
             self.function.batch_loss(self.parameters, batch, index)
+        trusted = self.wanted if self.wanted == "differences" else self.witness()
+        if trusted != "any":
+            self.strategy = self.anew.way = trusted
+            return
         size = self._size(batch, index, directions)
         size = self._cut(size, len(batch[1]), free)
         # Only about so: in doubt a piece is tried, and its size is then known.
@@ -332,7 +342,8 @@ class Products:
             if expected is None:
                 raise NotApplicableError(
                     f"the {self.curvature.name} cannot be computed: an operation of the model or "
-                    f"the loss has no second derivative ({failure}; {str(error).splitlines()[0]})"
+                    f"the loss has no second derivative ({failure}; {str(error).splitlines()[0]}); "
+                    f"{WITHOUT}"
                 ) from error
             if self.wanted == "tape":
                 raise InputError(f"the model cannot be recorded on a tape: {error}") from error
@@ -346,8 +357,11 @@ class Products:
                 )
         else:
             if not agree(self.precision, tape, directions, found, expected):
-                self.anew.warn_of(found, expected)
-                return None, saved.total
+                other = elsewhere(directions)
+                graph = self.curvature.graph(self.function, self.parameters, batch, index)
+                if not agree(self.precision, tape, other, tape(other), graph(other)):
+                    self.anew.warn_of(found, expected)
+                    return None, saved.total
             if self.wanted == "auto" and seconds(lambda: tape(directions), self.device) > slow:
                 fast = min(seconds(lambda: tape(directions), self.device) for _ in range(3))
                 slow = min(by_graph()[1] for _ in range(2))
