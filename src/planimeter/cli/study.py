@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
 
+from planimeter.cli.ending import Terminated, terminated_like_interrupted
 from planimeter.cli.output import (
     AsJson,
     errors,
@@ -56,18 +58,30 @@ def run(
         int | None, typer.Option(min=1, help="Processes; default one a core.")
     ] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a dask scheduler.")] = None,
+    patience: Annotated[
+        float, typer.Option(min=1, help="Seconds to wait for a worker while there is none.")
+    ] = 60.0,
     seed: Annotated[int | None, typer.Option(help="Replaces the study's own seed.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a study, or what is left of it, and write its report.
 
-    Results are stored as they come: after Ctrl-C, or a crash, the same command does the rest.
+    Results are stored as they come: after Ctrl-C, SIGTERM, or a crash, the same command does the
+    rest.
     """
     study = load_study(reference)
     if seed is not None:
         study = study.model_copy(update={"seed": seed})
     folder = out or default_folder(reference, seed)
-    run_and_report(study, reference, folder, workers=workers, scheduler=scheduler, as_json=as_json)
+    run_and_report(
+        study,
+        reference,
+        folder,
+        workers=workers,
+        scheduler=scheduler,
+        patience=patience,
+        as_json=as_json,
+    )
 
 
 @app.command("status", epilog="Example: planimeter study status runs/demo")
@@ -158,31 +172,38 @@ def run_and_report(
     *,
     workers: int | None = None,
     scheduler: str | None = None,
+    patience: float = 60.0,
     as_json: bool = False,
 ) -> None:
-    """Run what is missing, then report; exit code 1 if trials failed, 130 on Ctrl-C."""
+    """Run what is missing, then report.
+
+    Exit code 1 if trials failed, 130 on Ctrl-C, 143 on SIGTERM.
+    """
     from planimeter.study.runner import run_study
 
     store = Store(folder)
     total = len(trials_of(study))
     started = time.monotonic()
     try:
-        with progress_bar() as bar:
+        with terminated_like_interrupted(), progress_bar() as bar:
             summary = run_study(
                 study,
                 store,
                 reference,
                 workers=workers,
                 scheduler=scheduler,
+                patience=patience,
                 progress=_reporter(bar, reference, total),
+                note=partial(errors.print, style="yellow", markup=False, highlight=False),
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         errors.print(
-            f"interrupted: {len(store.keys())} of {total} trials are stored in {folder}; the same "
-            f"command does the rest",
+            f"{'terminated' if isinstance(end, Terminated) else 'interrupted'}: "
+            f"{len(store.keys())} of {total} trials are stored in {folder}; the same command does "
+            f"the rest",
             highlight=False,
         )
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(end, Terminated) else 130) from None
     errors.print(
         f"{summary.done_now} trials run in {time.monotonic() - started:.0f} s, "
         f"{summary.already_done} were stored already",

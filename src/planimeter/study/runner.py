@@ -6,19 +6,24 @@ group; each is then measured and stored by itself.
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from planimeter.errors import InputError
+from planimeter.study.cluster import cluster_of
 from planimeter.study.group import Trained, groups_of, measure_member, train_group
 from planimeter.study.spec import Study
 from planimeter.study.store import Store
+from planimeter.study.store_errors import Gone
 from planimeter.study.trial import Trial, check_kernel, run_trial, trials_of
+
+PATIENCE = 60.0
+"""Seconds that a cluster may be without a worker: one that died is started anew in fewer."""
+_LOOK = 2.0  # seconds between looks at a cluster from which nothing comes
+_SILENCE = 10.0  # seconds without a worker before anything is said
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,9 @@ def run_study(
     *,
     workers: int | None = None,
     scheduler: str | None = None,
+    patience: float = PATIENCE,
     progress: Callable[[Trial, dict[str, Any] | None, int, int], None] = lambda *_: None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> RunSummary:
     """Run every trial of a study that its store does not have yet.
 
@@ -52,11 +59,15 @@ def run_study(
         workers: processes of the local cluster; None for one a core.
         scheduler: address of a running dask scheduler to use instead; its workers need planimeter
             and the data.
+        patience: seconds to wait for a worker while there is none.
         progress: called after each trial with its result (None if it failed), trials done, total.
+        note: called with what a person should hear while the run goes on.
 
     Raises:
         InputError: another process writes to the store, it holds another study, no scheduler
-            answers at the address, or the network has no analytic kernel for log P(f).
+            answers at the address, the network has no analytic kernel for log P(f), the cluster
+            was lost or without a worker for too long, or results cannot be written. What was
+            stored stays, and another call does the rest.
     """
     trials = trials_of(study)
     with store.writing(study, reference):
@@ -65,25 +76,116 @@ def run_study(
         finished, failed = len(trials) - len(todo), {}
         if todo:
             check_kernel(next(iter(todo.values())))
-            with _cluster(workers, scheduler, len(todo)) as client:
-                from distributed import as_completed
-
+            with cluster_of(workers, scheduler, len(todo)) as client:
+                _wait_for_workers(client, patience, note)
                 groups = groups_of(list(todo.values()), sum(client.nthreads().values()))
                 # Weights go beside the results only when the workers share this disk.
                 weights = (store.folder / "weights").resolve() if scheduler is None else None
                 futures = _submit(client, groups, weights)
-                for future in as_completed(futures):
+                fresh: list[tuple[Trial, dict[str, Any]]] = []
+                for future in _ended(client, futures, patience, note):
                     trial, result = futures[future], None
                     if future.status == "finished":
                         result = future.result()
-                        store.add(trial, result)
+                        fresh.append((trial, result))
+                        _keep(store, fresh, (study, reference), note)
                         finished += 1
                     else:
-                        error = future.exception()
-                        failed[trial.label] = f"{type(error).__name__}: {error}"
+                        failed[trial.label] = _reason(future.exception())
                     future.release()
                     progress(trial, result, finished, len(trials))
     return RunSummary(len(trials), len(trials) - len(todo), len(todo) - len(failed), failed)
+
+
+def _keep(
+    store: Store,
+    fresh: list[tuple[Trial, dict[str, Any]]],
+    of: tuple[Study, str],
+    note: Callable[[str], None],
+) -> None:
+    """Store the last result; all of this run where the file was deleted meanwhile."""
+    try:
+        store.add(*fresh[-1], waiting=note)
+    except Gone as error:
+        store.folder.mkdir(parents=True, exist_ok=True)
+        store.bind(*of)
+        for trial, result in fresh:
+            store.add(trial, result)
+        note(f"{error}; a new one has the {len(fresh)} trials of this run")
+
+
+def _ended(
+    client: Any, futures: Collection[Any], patience: float, note: Callable[[str], None]
+) -> Iterator[Any]:
+    """Futures as they end.
+
+    Raises:
+        InputError: none can end any more, because the scheduler or all workers are gone.
+    """
+    from distributed import as_completed
+
+    ending, looked = as_completed(futures), time.monotonic()
+    while not ending.is_empty():
+        if ending.has_ready():
+            future = next(ending)
+            if future.status in ("cancelled", "lost"):
+                raise _lost(client)
+            yield future
+            looked = time.monotonic()
+        elif time.monotonic() > looked + _LOOK:
+            _wait_for_workers(client, patience, note)
+            looked = time.monotonic()
+        else:
+            time.sleep(0.02)
+
+
+def _wait_for_workers(client: Any, patience: float, note: Callable[[str], None]) -> None:
+    """Return when the cluster has a worker.
+
+    Raises:
+        InputError: it had none for `patience` seconds, or its scheduler does not answer.
+    """
+    since, told = time.monotonic(), False
+    address = client.scheduler.address if client.scheduler is not None else "the address"
+    while not _workers(client):
+        waited = time.monotonic() - since
+        if waited > patience:
+            raise InputError(
+                f"the cluster at {address} had no worker for {patience:g} s: start some (dask "
+                f"worker {address}), see whether they die for want of memory, or use fewer; then "
+                f"the same command does the rest"
+            )
+        if waited > min(_SILENCE, patience / 2) and not told:
+            note(f"the cluster at {address} has no worker: waiting {patience:g} s for one")
+            told = True
+        time.sleep(min(0.5, patience / 4))
+
+
+def _workers(client: Any) -> int:
+    if client.status != "running":
+        raise _lost(client)
+    try:
+        return len(client.nthreads())
+    except (OSError, TimeoutError) as error:
+        raise _lost(client) from error
+
+
+def _lost(client: Any) -> InputError:
+    return InputError(
+        "the dask scheduler was lost: it was ended, or the connection to it broke; what was "
+        "finished is stored, and when a scheduler runs again the same command does the rest"
+    )
+
+
+def _reason(error: BaseException | None) -> str:
+    from distributed import KilledWorker
+
+    if isinstance(error, KilledWorker):
+        return (
+            "the worker processes that ran it died, each time anew: most often for want of "
+            "memory, so use fewer --workers"
+        )
+    return f"{type(error).__name__}: {error}"
 
 
 def _submit(client: Any, groups: list[list[Trial]], weights: Path | None) -> dict[Any, Trial]:
@@ -127,42 +229,3 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)  # one task a core: threads inside a task would only compete
-
-
-@contextmanager
-def _cluster(workers: int | None, scheduler: str | None, jobs: int) -> Iterator[Any]:
-    """A client of the given scheduler, or of a local cluster of one-thread processes."""
-    import dask
-    from distributed import Client, LocalCluster
-
-    if scheduler is not None:
-        try:
-            client = Client(scheduler, timeout="20s")
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"no dask scheduler answers at {scheduler!r}: pass an address such as "
-                f"tcp://host:8786, or leave --scheduler out to use this machine"
-            ) from error
-        with client:
-            yield client
-        return
-    count = min(workers or len(os.sched_getaffinity(0)), jobs)
-    # Heartbeats that fail while a cluster is taken down are logged as errors; what goes wrong in a
-    # trial comes back by its future.
-    with dask.config.set({"distributed.logging.distributed": "critical"}):
-        # Workers are started with SIGINT ignored, which they inherit: Ctrl-C is the driver's, and
-        # it ends them in order.
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            cluster = LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                processes=True,
-                dashboard_address=":0",
-                silence_logs="CRITICAL",
-                memory_limit=0,
-            )
-        finally:
-            signal.signal(signal.SIGINT, previous)
-        with cluster, Client(cluster) as client:
-            yield client
