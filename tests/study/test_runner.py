@@ -1,8 +1,10 @@
+import multiprocessing
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -102,6 +104,150 @@ def test_a_stopped_driver_loses_nothing_and_repeats_nothing(small_study_file, tm
     assert len(after) == 12
     assert {key: after[key] for key in before} == before  # same results, same time of finishing
     assert f"{12 - len(before)} trials run" in finished.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("blow", "whole_group", "code", "word"),
+    [
+        (signal.SIGINT, True, 130, "interrupted"),
+        (signal.SIGINT, False, 130, "interrupted"),
+        (signal.SIGTERM, False, 143, "terminated"),
+        (signal.SIGTERM, True, 143, "terminated"),
+    ],
+)
+def test_signals_while_workers_start_end_the_run(
+    small_study_file, tmp_path, blow, whole_group, code, word
+):
+    driver = subprocess.Popen(
+        [
+            sys.executable, "-c", "from planimeter.cli import main; main()",
+            "study", "run", str(small_study_file), "--out", str(tmp_path / "run"), "--workers", "2",
+        ],
+        stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_listens,
+    )  # fmt: skip
+    assert "starting workers" in driver.stderr.readline()
+    time.sleep(1.0)
+    (os.killpg if whole_group else os.kill)(driver.pid, blow)
+    message = driver.communicate(timeout=60)[1]
+    assert driver.returncode == code
+    assert f"{word}: 0 of 12 trials are stored" in " ".join(message.split())
+    assert "Traceback" not in message
+    assert _ended(driver.pid)
+    assert stored(tmp_path / "run") == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0, 6])
+def test_workers_that_are_killed_again_and_again_end_the_run(small_study, tmp_path, delay):
+    """While they start, or after the first has begun: in words, and never for ever."""
+    over, others = threading.Event(), set(multiprocessing.active_children())
+
+    def kill():
+        time.sleep(delay)
+        while not over.wait(0.2):
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    try:
+        with pytest.raises(InputError, match=r"did not start|had no worker for 15 s: start"):
+            run_study(small_study, Store(tmp_path), "small", workers=1, patience=15)
+    finally:
+        over.set()
+    assert run_study(small_study, Store(tmp_path), "small", workers=2).done_now == 12
+
+
+@pytest.mark.slow
+def test_one_worker_that_dies_a_few_times_loses_nothing(small_study, tmp_path):
+    others, kills = set(multiprocessing.active_children()), [0]
+
+    def kill(*_):
+        if kills[0] < 3:
+            kills[0] += 1
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+
+    summary = run_study(small_study, Store(tmp_path), "small", workers=1, progress=kill)
+    assert kills[0] == 3
+    assert summary.done_now + len(summary.failed) == 12
+    assert all("for want of memory" in reason for reason in summary.failed.values())
+    again = run_study(small_study, Store(tmp_path), "small", workers=1)
+    assert again.already_done == summary.done_now
+    assert again.failed == {}
+
+
+def test_a_cluster_without_workers_is_said_and_ends(small_study, tmp_path):
+    heard: list = []
+    with (
+        LocalCluster(n_workers=0, dashboard_address=":0", silence_logs="CRITICAL") as cluster,
+        pytest.raises(InputError, match=r"cluster at tcp://.* had no worker for 1 s: start some"),
+    ):
+        run_study(
+            small_study, Store(tmp_path), "small", scheduler=cluster.scheduler_address,
+            patience=1, note=heard.append,
+        )  # fmt: skip
+    assert len(heard) == 1
+    assert "has no worker: waiting 1 s" in heard[0]
+    with Store(tmp_path).locked():  # the lock was let go
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["scheduler", "workers"])
+def test_what_a_run_loses_while_it_goes_on_is_named(small_study, tmp_path, lost):
+    cluster = LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs="CRITICAL"
+    )
+    store, gone = Store(tmp_path), threading.Event()
+
+    def lose(trial, result, done, total):
+        if not gone.is_set():
+            gone.set()
+            cluster.close() if lost == "scheduler" else cluster.scale(0)
+
+    message = "scheduler was lost" if lost == "scheduler" else "had no worker for 3 s"
+    try:
+        with pytest.raises(InputError, match=message):
+            run_study(
+                small_study, store, "small", scheduler=cluster.scheduler_address,
+                patience=3, progress=lose,
+            )  # fmt: skip
+    finally:
+        cluster.close()
+    before = store.keys()
+    assert before
+    assert run_study(small_study, store, "small", workers=2).already_done == len(before)
+
+
+@pytest.mark.slow
+def test_a_file_that_is_deleted_meanwhile_is_written_anew(small_study, tmp_path):
+    store, heard, seen = Store(tmp_path), [], []
+
+    def delete(trial, result, done, total):
+        seen.append(done)
+        if len(seen) == 4:
+            store.path.unlink()
+
+    summary = run_study(small_study, store, "small", workers=1, progress=delete, note=heard.append)
+    assert summary.done_now == len(store.keys()) == 12
+    assert len(heard) == 1
+    assert "deleted or moved" in heard[0]
+    assert "a new one has the 5 trials of this run" in heard[0]
+
+
+def _ended(group):
+    """Whether no process of a group is left; those that nobody has yet waited for do not count."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        states = subprocess.run(
+            ["ps", "-A", "-o", "pgid=,stat="], capture_output=True, text=True, check=True
+        ).stdout.split("\n")
+        alive = [s for s in map(str.split, states) if s and int(s[0]) == group and s[1][0] != "Z"]
+        if not alive:
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def _listens():

@@ -33,7 +33,7 @@ def cluster_of(workers: int | None, scheduler: str | None, jobs: int) -> Iterato
         jobs: how many trials there are.
 
     Raises:
-        InputError: no scheduler answers at the address.
+        InputError: no scheduler answers at the address, or the processes do not start.
     """
     from distributed import Client
 
@@ -83,7 +83,14 @@ def _local(count: int) -> Iterator[Any]:
         cluster = _on(loop, made())
         cluster.shutdown_on_close = False  # by dask at exit, which may wait for killed workers
         try:
-            _on(loop, started())
+            try:
+                _on(loop, started())
+            except Exception as error:
+                raise InputError(
+                    f"the worker processes did not start ({type(error).__name__}: "
+                    f"{' '.join(str(error).split()) or 'no reason given'}): see whether there is "
+                    f"memory for {count}, or use fewer --workers; what was stored is kept"
+                ) from error
             yield cluster
         except BaseException:  # what workers were doing is lost: they need not be asked to end
             _kill(others)
