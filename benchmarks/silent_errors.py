@@ -121,7 +121,8 @@ def main() -> int:
     summary = [f"| torch {torch.__version__} | " + " | ".join(verdicts) + " |", "|---" * 6 + "|"]
     for kind in dict.fromkeys(kind for kind, _ in counts):
         cells = " | ".join(str(counts[kind, verdict]) for verdict in verdicts)
-        summary.append(f"| {kind}s | {cells} |")
+        plural = "losses" if kind == "loss" else f"{kind}s"
+        summary.append(f"| {plural} | {cells} |")
     print("\n".join(["", *summary]))
     if asked.markdown:
         head = "# Second derivatives of torch's layers, functions and losses\n"

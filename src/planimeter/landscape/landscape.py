@@ -103,7 +103,8 @@ class LossLandscape:
             (Andriushchenko et al. 2023).
         memory_budget: bytes that products with a curvature may keep from one to the next; None for
             half of the free memory at the first product.
-        products: how they are computed: "auto" measures, "tape", "graph" and "recompute" insist
+        products: how they are computed: "auto" measures, "tape", "graph", "recompute" and
+            "differences" insist
             (`planimeter.operators.products`).
         compile: translate products with torch.compile; checked against the eager ones.
 
