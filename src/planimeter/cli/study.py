@@ -220,7 +220,7 @@ def _reporter(bar: Progress, reference: str, total: int) -> Any:
     """Progress by trials."""
     task = bar.add_task(f"{reference}: starting workers", total=total)
     if not errors.is_terminal:
-        errors.print(f"{reference}: starting workers", highlight=False)
+        errors.print(f"{reference}: starting workers", highlight=False, soft_wrap=True)
 
     def report(trial: Trial, result: dict[str, Any] | None, done: int, total: int) -> None:
         told = "failed" if result is None else f"{result['fit']['epochs']} epochs"
