@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
@@ -26,6 +25,16 @@ from torch import Tensor
 from planimeter.curvature import top_eigenvalues, trace
 from planimeter.errors import InputError, NotApplicableError
 from planimeter.estimate import Estimate, standard_error
+from planimeter.flatness.ascents import (
+    AGREE,
+    SETTLED,
+    Ascents,
+    Ball,
+    ascend,
+    directions_for,
+    starts,
+)
+from planimeter.flatness.at_points import losses_at, output_directions
 from planimeter.flatness.definition import Measure
 from planimeter.landscape import LossLandscape
 from planimeter.operators.batches import Batch
@@ -44,24 +53,31 @@ def worst_case_sharpness(
     norm: str = "linf",
     radius: float | None = None,
     m: int = 128,
-    steps: int = 20,
+    steps: int = 8,
+    restarts: int = 9,
     batches: int | None = None,
     seed: int = 0,
     progress: Progress = lambda done, total: None,
 ) -> Estimate:
-    r"""The rise of the loss in the worst direction, batch by batch, by Auto-PGD.
+    r"""The rise of the loss in the worst direction, batch by batch, by Auto-PGD from several starts
+    (`planimeter.flatness.ascents`).
 
     Every batch's maximum is a lower bound of the true one; the point with the largest loss counts.
+    `converged` says that the better half of a batch's last ascents reached the same height, within
+    2 % of the mean rise, and that their last fifth gave less than 1 %; of one start it is never
+    said.
 
     Arguments:
         adaptive: :math:`c = |\theta|` instead of 1.
         norm: "l2" or "linf", of :math:`\delta / c`.
         radius: :math:`\rho > 0`; None for `RADII`.
         m: rows a batch (m-sharpness).
-        steps: of Auto-PGD.
+        steps: of Auto-PGD, for the quarter of the starts that goes on to the end.
+        restarts: ascents besides the one along the gradient: along and against random combinations
+            of the gradients of the outputs, and from random corners.
         batches: how many of the shuffled batches; None for all. With fewer, the error is that of
             their mean.
-        seed: of the shuffling.
+        seed: of the shuffling and of the starts.
         progress: called with the batches done and their number.
 
     Raises:
@@ -74,33 +90,73 @@ def worst_case_sharpness(
     for name, number in (("m", m), ("steps", steps), ("batches", batches or 1)):
         if number < 1:
             raise InputError(f"{name} must be at least 1, got {number}")
+    if restarts < 0:
+        raise InputError(f"restarts must be at least 0, got {restarts}")
     theta = landscape.theta
     scale = theta.abs() if adaptive else torch.ones_like(theta)
     total = _number_of_batches(landscape, m)
-    ascents: list[Ascent] = []
+    ascents: list[Ascents] = []
     rows: list[float] = []
+    ball, most = Ball(norm, rho), 0
     shuffled = landscape.minibatches(m, torch.Generator().manual_seed(seed))
     counted = (batch for batch in shuffled if landscape.function.weight(batch))
     for batch in islice(counted, batches):
-        ascents.append(auto_pgd(landscape, batch, theta, scale, norm, rho, steps))
+        ascents.append(_ascents(landscape, batch, theta, scale, ball, steps, restarts, seed))
         rows.append(landscape.function.weight(batch))
+        most = max(most, len(batch[1]))
         progress(len(rows), min(total, batches or total))
-    rises = [ascent.best - ascent.start for ascent in ascents]
     weights = torch.tensor(rows, dtype=torch.float64) / sum(rows)
-    values = torch.tensor(rises, dtype=torch.float64)
+    values = torch.tensor([found.rise for found in ascents], dtype=torch.float64)
+    value = float(weights @ values)
     error = 0.0
-    if len(rises) < total and next(counted, None) is not None:
-        error = standard_error(values) if len(rises) > 1 else math.nan
-    settled = max(ascent.late for ascent in ascents)
+    partly = len(rows) < total and next(counted, None) is not None
+    if partly:
+        error = standard_error(values) if len(rows) > 1 else math.nan
+    parts = weights * values / value if value > 0 else weights
+    gap = sum(float(p) * found.gap for p, found in zip(parts, ascents, strict=True) if p > 0)
+    late = sum(float(p) * found.late for p, found in zip(parts, ascents, strict=True))
     kind = "adaptive" if adaptive else "standard"
     return Estimate(
-        float(weights @ values),
+        value,
         error,
-        f"Auto-PGD, {kind} {norm}, radius {rho:g}, m {m}, {steps} steps, "
-        f"{len(rises)} of {total} batches, residual {settled:.1e}",
-        converged=settled < 0.05,
+        f"Auto-PGD, {kind} {norm}, radius {rho:g}, m {most}, {1 + restarts} starts, "
+        f"{steps} steps, {len(rows)} of {total} batches, residual {late:.1e}, between starts "
+        f"{gap:.1e}",
+        converged=value > 0 and gap <= AGREE and late <= SETTLED,
         seed=seed,
+        dof=len(rows) - 1 if partly and len(rows) > 1 else None,
     )
+
+
+def _ascents(
+    landscape: LossLandscape,
+    batch: Batch,
+    theta: Float[Tensor, " P"],
+    scale: Float[Tensor, " P"],
+    ball: Ball,
+    steps: int,
+    restarts: int,
+    seed: int,
+) -> Ascents:
+    r"""Of one batch's loss over :math:`\{\theta + c z: \|z\|_p \le \rho\}`."""
+    centre, c = theta.to(landscape.dtype), scale.to(landscape.dtype)
+    draws = torch.Generator().manual_seed(seed)
+    with landscape.mode():
+        losses = losses_at(landscape, batch)
+
+        def evaluate(z: Float[Tensor, "s P"]) -> tuple[Float[Tensor, " s"], Float[Tensor, "s P"]]:
+            values, slopes = losses(torch.addcmul(centre, c, z))
+            return values.to(z.device), slopes.mul_(c)
+
+        (start,), (slope,) = evaluate(torch.zeros_like(centre)[None])
+        turned = output_directions(landscape, batch, directions_for(1 + restarts), draws)
+        z = starts(ball, slope, turned.mul_(c), 1 + restarts, draws)
+        try:
+            return ascend(evaluate, float(start), z, ball, steps)
+        except NotApplicableError as error:
+            raise NotApplicableError(
+                f"the loss is not finite within radius {ball.radius:g}: choose a smaller radius"
+            ) from error
 
 
 def _number_of_batches(landscape: LossLandscape, m: int) -> int:
@@ -202,122 +258,6 @@ def adaptive_trace(
     return trace(operator, probes=probes, tolerance=tolerance, seed=seed, progress=progress)
 
 
-@dataclass(frozen=True)
-class Ascent:
-    """What an ascent of one batch's loss found.
-
-    Arguments:
-        start: the loss at the centre.
-        best: the largest loss found.
-        late: the part of the rise that came in the last fifth of the steps.
-        curve: the best loss after every step.
-    """
-
-    start: float
-    best: float
-    late: float = 0.0
-    curve: list[float] = field(default_factory=list)
-
-
-def auto_pgd(
-    landscape: LossLandscape,
-    batch: Batch,
-    theta: Float[Tensor, " P"],
-    scale: Float[Tensor, " P"],
-    norm: str,
-    radius: float,
-    steps: int,
-) -> Ascent:
-    r"""Auto-PGD on the loss of one batch over :math:`\{\theta + c z : \|z\|_p \le \rho\}`.
-
-    Momentum 0.75, first step size :math:`2 \rho`; at checkpoints the step is halved, and the
-    ascent goes back to its best point, when fewer than three quarters of the steps gained or
-    neither step nor best point changed. A point's loss comes with the slope of the next step, so a
-    step costs one gradient.
-
-    Source: Croce and Hein 2020, Algorithm 1.
-    """
-    evaluate = _evaluation(landscape, batch, theta, scale, norm)
-    project = _project_box if norm == "linf" else _project_ball
-    with landscape.mode():
-        z = torch.zeros(len(theta), dtype=landscape.dtype, device=landscape.device)
-        start, up = evaluate(z)
-        best, best_z, best_up, before = start, z, up, z
-        step, last_step, last_best, previous = 2 * radius, 0.0, start, start
-        gained, since, checkpoints = 0, 0, _checkpoints(steps)
-        curve = [start]
-        for k in range(steps):
-            ahead = project(torch.add(z, up, alpha=step), radius)
-            if k:  # the first step has no momentum, since z is still where it was
-                ahead.mul_(0.75).add_(z, alpha=0.5).sub_(before, alpha=0.25)
-                ahead = project(ahead, radius)
-            before, z = z, ahead
-            value, up = evaluate(z)
-            if not math.isfinite(value):
-                raise NotApplicableError(
-                    f"the loss is not finite within radius {radius:g}: choose a smaller radius"
-                )
-            gained, previous, since = gained + (value > previous), value, since + 1
-            if value > best:
-                best, best_z, best_up = value, z, up
-            curve.append(best)
-            if k + 1 in checkpoints:
-                back = gained < 0.75 * since or (last_step == step and last_best == best)
-                last_step, last_best = step, best
-                if back:
-                    step /= 2
-                    z = before = best_z
-                    up, previous = best_up, best
-                gained = since = 0
-    late = max(1, steps // 5)
-    rise = curve[-1] - start
-    return Ascent(start, best, (best - curve[-1 - late]) / rise if rise > 0 else 0.0, curve[1:])
-
-
-def _evaluation(
-    landscape: LossLandscape,
-    batch: Batch,
-    theta: Float[Tensor, " P"],
-    scale: Float[Tensor, " P"],
-    norm: str,
-) -> Callable[[Float[Tensor, " P"]], tuple[float, Float[Tensor, " P"]]]:
-    """z to the loss at theta + c z and the steepest direction there, of norm 1."""
-    inputs, targets = batch
-    centre, c = theta.to(landscape.dtype), scale.to(landscape.dtype)
-    sizes = [value.numel() for value in landscape.parameters.values()]
-
-    def evaluate(z: Float[Tensor, " P"]) -> tuple[float, Float[Tensor, " P"]]:
-        with torch.enable_grad():
-            point = torch.addcmul(centre, c, z).requires_grad_()
-            pieces = zip(landscape.parameters.items(), point.split(sizes), strict=True)
-            parameters = {name: piece.view_as(p).to(p.dtype) for (name, p), piece in pieces}
-            loss = landscape.function.loss(landscape.forward(parameters, inputs), targets)
-            (slope,) = torch.autograd.grad(loss, point)
-        if norm == "linf":  # the scale is no part of a sign
-            return float(loss.detach()), slope.sign_()
-        slope.mul_(c)
-        return float(loss.detach()), slope.div_(
-            slope.norm().clamp_min(torch.finfo(slope.dtype).tiny)
-        )
-
-    return evaluate
-
-
-def _project_box(z: Float[Tensor, " P"], radius: float) -> Float[Tensor, " P"]:
-    return z.clamp_(-radius, radius)
-
-
-def _project_ball(z: Float[Tensor, " P"], radius: float) -> Float[Tensor, " P"]:
-    return z.mul_((radius / z.norm()).clamp_max(1.0))
-
-
-def _checkpoints(steps: int) -> set[int]:
-    places = [0.0, 0.22]
-    while places[-1] < 1:
-        places.append(places[-1] + max(places[-1] - places[-2] - 0.03, 0.06))
-    return {math.ceil(place * steps) for place in places[1:]}
-
-
 def _radius(norm: str, adaptive: bool, radius: float | None) -> float:
     if norm not in NORMS:
         raise InputError(f"no norm {norm!r}; there are {', '.join(NORMS)}")
@@ -343,7 +283,7 @@ MEASURES = (
             _ADAPTIVE if adaptive else frozenset(),
             partial(worst_case_sharpness, adaptive=adaptive, norm=norm),
             worst_case_sharpness,
-            {"batches": 4},
+            {"batches": 4, "restarts": 3, "steps": 6},
             by_layer=True,
         )
         for prefix, adaptive in (("adaptive", True), ("standard", False))

@@ -9,6 +9,7 @@ or, in a random subspace, :math:`\theta' = \theta + A z` with A of shape (P, q) 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,10 +21,24 @@ from torch import Tensor
 
 from planimeter.errors import InputError, NotApplicableError
 from planimeter.estimate import Estimate
+from planimeter.flatness.ascents import (
+    AGREE,
+    SETTLED,
+    Ball,
+    Climb,
+    Evaluate,
+    ascend,
+    directions_for,
+    starts,
+)
+from planimeter.flatness.at_points import losses_at, output_directions
 from planimeter.flatness.definition import Measure
 from planimeter.landscape import LossLandscape
 
 METHODS = ("sign", "sgd", "lbfgs")
+_UNIT = Ball("linf", 1.0)
+_CHECKING = {"steps": 5, "restarts": 5}
+"""Of the ascents by which "sgd" is checked."""
 Progress = Callable[[int, int], None]
 
 
@@ -33,9 +48,14 @@ class KeskarSharpness:
 
     Arguments:
         value: sharpness, in percent, of the best point found: a lower bound of the maximum.
-        residual: relative rise of the best loss gain over the last tenth of the curve.
-        converged: whether `residual` is at most 0.01 and any rise was found (at a point where
-            every gradient vanishes exactly, ascent cannot start).
+        residual: what the ascents had still to gain, as a part of `value`: what their last fifth
+            gave ("sign"), their last tenth ("sgd"), or what the slope promised at the end
+            ("lbfgs").
+        gap: the part of `value` by which the better half of the last ascents stayed below the best;
+            of "sgd", by which ascents along the signs of the gradient from several starts went
+            above it. Infinite where there was one start, or where those met a loss that is not
+            finite.
+        converged: whether `residual` is at most 0.01, `gap` at most 0.02 and any rise was found.
         loss: L(theta), at the centre of the box.
         max_loss: the largest full-batch loss found inside the box.
         curve: best sharpness so far, after each epoch or full-batch step.
@@ -45,6 +65,7 @@ class KeskarSharpness:
 
     value: float
     residual: float
+    gap: float
     converged: bool
     loss: float
     max_loss: float
@@ -62,7 +83,7 @@ class KeskarSharpness:
         more = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in self.settings.items())
         method = (
             f"{names[self.method]}, {where}zeta {self.zeta:g}, {more}, seed {self.seed}; "
-            f"loss {self.loss:.6g}, residual {self.residual:.1e}"
+            f"loss {self.loss:.6g}, residual {self.residual:.1e}, between starts {self.gap:.1e}"
         )
         return Estimate(self.value, 0.0, method, converged=self.converged, seed=self.seed)
 
@@ -77,8 +98,8 @@ def keskar_sharpness(
     method: str = "sign",
     zeta: float = 1e-4,
     subspace: int | None = None,
-    steps: int = 15,
-    restarts: int = 2,
+    steps: int = 8,
+    restarts: int = 23,
     learning_rate: float = 1e-3,
     batch_size: int = 32,
     epochs: int = 100,
@@ -91,14 +112,16 @@ def keskar_sharpness(
 
     Arguments:
         landscape: the loss whose rise is measured; use the training set without attack rows.
-        method: "sign": full-batch steps of a fraction of the box along the sign of the gradient,
-            halved from the best point where they do not gain; "sgd": stochastic gradient ascent,
-            projected to the box after every step, as in the paper's code; "lbfgs": L-BFGS-B, the
-            paper's reference.
+        method: "sign": full-batch steps along the sign of the gradient with momentum, from several
+            starts (`planimeter.flatness.ascents`); "sgd": stochastic gradient ascent from the
+            centre, projected to the box after every step, as in the paper's code, and then
+            checked by a few ascents of "sign", which count for `converged` alone; "lbfgs":
+            L-BFGS-B, the paper's reference, from the best quarter of the starts.
         zeta: relative half-width of the box.
         subspace: dimension q of a random subspace; None for the whole space.
-        steps: full-batch steps of each ascent ("sign"), or iterations ("lbfgs").
-        restarts: further ascents from random corners ("sign").
+        steps: full-batch steps of the ascents that go on to the end ("sign"), or iterations
+            ("lbfgs").
+        restarts: ascents besides the one along the gradient ("sign", "lbfgs").
         learning_rate, batch_size, epochs: of "sgd"; the defaults are zhang2021's for FCN/MNIST.
         seed: of everything random.
         progress: called with the epochs or steps done and their number.
@@ -114,21 +137,24 @@ def keskar_sharpness(
     check_positive(
         zeta=zeta, learning_rate=learning_rate, epochs=epochs, batch_size=batch_size, steps=steps
     )
+    if restarts < 0:
+        raise InputError(f"restarts must be at least 0, got {restarts}")
     box = _Box(landscape, zeta, subspace, seed)
-    settings: dict[str, float]
+    settings: dict[str, float] = {"steps": steps, "restarts": restarts}
     if method == "sgd":
         curve = box.stochastic(learning_rate, batch_size, epochs, progress)
+        residual, gap = late_rise(curve), gap_to_ascents(landscape, zeta, box.best, seed, subspace)
         settings = {"learning_rate": learning_rate, "batch": batch_size, "epochs": epochs}
     elif method == "sign":
-        curve = box.sign_ascents(steps, restarts, progress)
-        settings = {"steps": steps, "restarts": restarts}
+        curve, residual, gap = box.sign_ascents(steps, restarts, progress)
     else:
-        curve = box.quasi_newton(steps, progress)
-        settings = {"steps": steps}
+        curve, residual, gap = box.quasi_newton(steps, restarts, progress)
     return sharpness_from_curve(
         curve,
         box.loss,
         box.best,
+        residual=residual,
+        gap=gap,
         method=method,
         zeta=zeta,
         subspace=subspace,
@@ -149,25 +175,48 @@ def check_positive(**numbers: float) -> None:
 
 
 def sharpness_from_curve(
-    curve: list[float], loss: float, max_loss: float, **how: Any
+    curve: list[float], loss: float, max_loss: float, residual: float, gap: float, **how: Any
 ) -> KeskarSharpness:
-    """What an ascent has found, and how far it still rose at its end.
+    """What an ascent has found.
 
     Arguments:
-        curve, loss, max_loss: as of `KeskarSharpness`.
+        curve, loss, max_loss, residual, gap: as of `KeskarSharpness`.
         how: the fields that say how it was looked for.
     """
-    before = curve[-1 - max(1, len(curve) // 10)] if len(curve) > 1 else 0.0
-    residual = (curve[-1] - before) / curve[-1] if curve[-1] > 0 else 0.0
     return KeskarSharpness(
         value=curve[-1],
         residual=residual,
-        converged=curve[-1] > 0 and residual <= 0.01,
+        gap=gap,
+        converged=curve[-1] > 0 and residual <= SETTLED and gap <= AGREE,
         loss=loss,
         max_loss=max_loss,
         curve=tuple(curve),
         **how,
     )
+
+
+def late_rise(curve: list[float]) -> float:
+    """The part of a curve's end that came in its last tenth."""
+    before = curve[-1 - max(1, len(curve) // 10)] if len(curve) > 1 else 0.0
+    return (curve[-1] - before) / curve[-1] if curve[-1] > 0 else 0.0
+
+
+def gap_to_ascents(
+    landscape: LossLandscape, zeta: float, best: float, seed: int, subspace: int | None = None
+) -> float:
+    """By which part of its rise a loss stays below what ascents of "sign" find in the same box.
+
+    Arguments:
+        best: the loss that was reached.
+        landscape, zeta, subspace, seed: as of `keskar_sharpness`.
+    """
+    box = _Box(landscape, zeta, subspace, seed)
+    try:
+        box.sign_ascents(_CHECKING["steps"], _CHECKING["restarts"], lambda done, total: None)
+    except NotApplicableError:
+        return math.inf
+    rise = best - box.loss
+    return max(0.0, box.best - best) / rise if rise > 0 else 0.0
 
 
 class _Box:
@@ -209,14 +258,6 @@ class _Box:
         self.best = max(self.best, loss)
         return loss
 
-    def loss_and_slope(self, z: Float[Tensor, " q"]) -> tuple[float, Float[Tensor, " q"]]:
-        """The full-batch loss at z, which counts, and its slope by z."""
-        try:
-            loss, slope = self.landscape.at(self.point(z)).loss_and_gradient()
-        except InputError as error:
-            raise self._outside(error) from error
-        return self.see(loss), self.pulled(slope)
-
     def _outside(self, error: InputError) -> NotApplicableError:
         return NotApplicableError(
             f"inside the box of zeta {self.zeta:g} {error}: choose a smaller zeta"
@@ -239,60 +280,110 @@ class _Box:
             raise self._outside(error) from error
         return curve
 
-    def sign_ascents(self, steps: int, restarts: int, progress: Progress) -> list[float]:
-        """From the centre, and from random corners of the box.
+    def sign_ascents(
+        self, steps: int, restarts: int, progress: Progress
+    ) -> tuple[list[float], float, float]:
+        """Curve, residual and gap of ascents from the starts."""
+        with self.landscape.mode():
+            evaluate, z = self._from_starts(restarts)
+            found = ascend(self._finite(evaluate), self.loss, z, _UNIT, steps, progress)
+        self.best = max(self.best, found.best)
+        curve = [100 * (best - self.loss) / (1 + self.loss) for best in found.curve]
+        return curve, found.late, found.gap
 
-        The first step is the whole box: where the loss is convex, going from corner to corner
-        along the gradient's signs never loses.
+    def _from_starts(self, restarts: int) -> tuple[Evaluate, Float[Tensor, "s q"]]:
+        """Losses and slopes at points in units of the box, and the points to start from."""
+        dtype, losses = self.landscape.dtype, losses_at(self.landscape)
+
+        def evaluate(u: Float[Tensor, "s q"]) -> tuple[Float[Tensor, " s"], Float[Tensor, "s q"]]:
+            z = u.double() * self.width
+            points = self.centre + (z if self.basis is None else z @ self.basis.T)
+            values, slopes = losses(points.to(dtype))
+            return values.to(u.device), self._pulled_to_units(slopes).to(u)
+
+        _, (slope,) = evaluate(torch.zeros_like(self.width, dtype=dtype)[None])
+        count = directions_for(1 + restarts)
+        turned = output_directions(self.landscape, None, count, self.generator)
+        turned = self._pulled_to_units(turned).to(slope)
+        return evaluate, starts(_UNIT, slope, turned, 1 + restarts, self.generator)
+
+    def _pulled_to_units(self, slopes: Float[Tensor, "s P"]) -> Float[Tensor, "s q"]:
+        slopes = slopes.double()
+        return self.width * (slopes if self.basis is None else slopes @ self.basis)
+
+    def _finite(self, evaluate: Evaluate) -> Evaluate:
+        """The same with words of the box where the loss overflows."""
+
+        def checked(u: Float[Tensor, "s q"]) -> tuple[Float[Tensor, " s"], Float[Tensor, "s q"]]:
+            try:
+                values, slopes = evaluate(u)
+            except InputError as error:
+                raise self._outside(error) from error
+            bad = values[~torch.isfinite(values)]
+            if len(bad):
+                raise self._outside(InputError(f"the loss is {float(bad[0])}"))
+            return values, slopes
+
+        return checked
+
+    def quasi_newton(
+        self, steps: int, restarts: int, progress: Progress
+    ) -> tuple[list[float], float, float]:
+        r"""L-BFGS-B from the quarter of the starts that is highest after a step; curve,
+        residual and gap.
+
+        Coordinates u are units of the box, and the loss is measured in what its slope g at the
+        centre promises a coordinate, :math:`\frac1q \sum_i |g_i|`: the method's first step, along
+        the gradient itself, is then of the size of the box. What is still to be gained at u is at
+        most :math:`\sum_i |g_i| - g \cdot u` to first order.
         """
-        curve: list[float] = []
-        total = (1 + max(restarts, 0)) * steps
-        for start in range(1 + max(restarts, 0)):
-            z = torch.zeros_like(self.width)
-            if start:
-                signs = torch.randint(0, 2, z.shape, generator=self.generator).to(z)
-                z = self.width * (2 * signs - 1)
-            loss, slope = self.loss_and_slope(z)
-            size = 2.0
-            for _ in range(steps):
-                ahead = self.clipped(z + size * self.width * slope.sign())
-                new_loss, new_slope = self.loss_and_slope(ahead)
+        with self.landscape.mode():
+            plain, points = self._from_starts(restarts)
+            evaluate = self._finite(plain)
+            _, (slope,) = evaluate(torch.zeros_like(points[:1]))
+            unit = float(slope.abs().mean()) or 1.0
+            climb = Climb(evaluate, points, _UNIT)
+            climb.step()
+            climb.keep(max(2, -(-len(points) // 4)))
+            curve: list[float] = [self._seen(climb.highest)]
+            total = steps * len(climb.best)
+
+            def descent(u: Any) -> tuple[float, Any]:
+                (value,), (slope,) = evaluate(torch.as_tensor(u).to(points)[None])
+                self._seen(float(value))
+                rise = (float(value) - self.loss) / unit
+                return -rise, (-slope.double() / unit).cpu().numpy()
+
+            def note(u: Any) -> None:
                 curve.append(self.sharpness())
-                progress(len(curve), total)
-                if new_loss > loss:
-                    stuck = bool(torch.equal(ahead, z))
-                    z, loss, slope = ahead, new_loss, new_slope
-                else:
-                    stuck = False
-                    size /= 2
-                if stuck or size < 1e-3:
-                    break
-        return curve
+                progress(min(len(curve), total), total)
 
-    def quasi_newton(self, steps: int, progress: Progress) -> list[float]:
-        """L-BFGS-B in units of the box, so that all coordinates are alike."""
-        curve: list[float] = []
-        scale = 1 / max(self.zeta, 1e-12)
+            ends: list[tuple[float, float]] = []
+            for point in climb.best_z:
+                end = scipy.optimize.minimize(
+                    descent,
+                    point.double().cpu().numpy(),
+                    jac=True,
+                    method="L-BFGS-B",
+                    bounds=[(-1.0, 1.0)] * len(point),
+                    callback=note,
+                    options={"maxiter": steps, "ftol": 1e-12, "gtol": 1e-12},
+                )
+                promised = float(abs(end.jac).sum() + end.jac @ end.x)
+                ends.append((-float(end.fun), promised))
+        progress(total, total)
+        curve.append(self.sharpness())
+        ends.sort(reverse=True)
+        rise, promised = ends[0]
+        if rise <= 0:
+            return curve, 0.0, 0.0
+        half = max(2, -(-len(ends) // 2))
+        gap = (rise - ends[half - 1][0]) / rise if len(ends) > 1 else math.inf
+        return curve, promised / rise, gap
 
-        def descent(u: Any) -> tuple[float, Any]:
-            loss, slope = self.loss_and_slope(self.width * torch.as_tensor(u).to(self.width))
-            return -scale * loss, (-scale * self.width * slope).cpu().numpy()
-
-        def note(u: Any) -> None:
-            curve.append(self.sharpness())
-            progress(len(curve), steps)
-
-        count = len(self.width)
-        scipy.optimize.minimize(
-            descent,
-            torch.zeros(count, dtype=torch.float64).numpy(),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=[(-1.0, 1.0)] * count,
-            callback=note,
-            options={"maxiter": steps, "ftol": 1e-12, "gtol": 1e-12},
-        )
-        return curve or [self.sharpness()]
+    def _seen(self, loss: float) -> float:
+        self.see(loss)
+        return self.sharpness()
 
 
 def _estimate(landscape: LossLandscape, **settings: Any) -> Estimate:
@@ -310,7 +401,7 @@ MEASURES = (
         frozenset(),
         _estimate,
         keskar_sharpness,
-        {"steps": 10, "restarts": 0},
+        {"steps": 3, "restarts": 2},
         by_layer=True,
     ),
 )

@@ -19,7 +19,13 @@ from torch import Tensor
 from planimeter.curvature.side_by_side import top_eigenvalues_side_by_side
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
-from planimeter.flatness.keskar import KeskarSharpness, check_positive, sharpness_from_curve
+from planimeter.flatness.keskar import (
+    KeskarSharpness,
+    check_positive,
+    gap_to_ascents,
+    late_rise,
+    sharpness_from_curve,
+)
 from planimeter.flatness.riemannian import block_norms
 from planimeter.landscape import LossLandscape
 from planimeter.landscape.stack import (
@@ -109,6 +115,8 @@ def keskar_sharpness_of_ensemble(
             column,
             float(loss[b]),
             float(best[b]),
+            residual=late_rise(column),
+            gap=gap_to_ascents(landscapes[b], zeta, float(best[b]), seed),
             method="sgd",
             zeta=zeta,
             subspace=None,
