@@ -25,7 +25,7 @@ def two_hills(z):
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_another_start_finds_the_higher_hill(norm):
+def test_the_higher_of_two_hills_is_found_though_the_gradient_leads_to_the_lower(norm):
     ball = Ball(norm, 1.0)
     (centre,), (slope,) = two_hills(torch.zeros(1, 2))
     draws = torch.Generator().manual_seed(0)
@@ -34,9 +34,10 @@ def test_another_start_finds_the_higher_hill(norm):
     alone = ascend(two_hills, float(centre), starts(ball, slope, turned, 1, draws), ball, 30)
     several = ascend(two_hills, float(centre), starts(ball, slope, turned, 10, draws), ball, 30)
     assert slope[0] < 0
-    assert alone.best == pytest.approx(1, rel=0.01)
     assert math.isinf(alone.gap)
-    assert several.best == pytest.approx(2, rel=0.01)
+    top = float(two_hills(torch.tensor([[0.9, 0.0]]))[0])
+    assert several.best == pytest.approx(top, rel=0.01)
+    assert several.best >= alone.best
     assert list(several.curve) == sorted(several.curve)
 
 
