@@ -22,7 +22,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def binary_cross_entropy(
-    logits: Float[Tensor, n * one], labels: Shaped[Tensor, " n"]
+    logits: Float[Tensor, " n *one"], labels: Shaped[Tensor, " n"]
 ) -> Float[Tensor, ""]:
     r"""Mean logistic loss :math:`\frac1n \sum_i \log(1 + e^{-(2 y_i - 1) h_i})`.
 
@@ -55,7 +55,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def predicted_classes(outputs: Float[Tensor, n * c]) -> Shaped[Tensor, " n"]:
+def predicted_classes(outputs: Float[Tensor, " n *c"]) -> Shaped[Tensor, " n"]:
     """Class of each row: the sign of a single output (0 or 1), the arg-max of several."""
     if outputs.ndim == 1 or outputs.shape[1] == 1:
         return (outputs.reshape(-1) > 0).long()

@@ -17,7 +17,7 @@ from planimeter.errors import InputError
 _PIXELS = 3 * 32 * 32
 
 
-def read_idx(raw: bytes) -> UInt8[Tensor, ...]:
+def read_idx(raw: bytes) -> UInt8[Tensor, " ..."]:
     """The idx format: two zero bytes, type 8 (uint8), number of dimensions, big-endian sizes.
 
     Raises:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -36,6 +36,7 @@ Stacked = list[Tensor]
 """One tensor a parameter, each with the networks along its first dimension."""
 
 
+@runtime_checkable
 class Stack(Protocol):
     """B networks; which B is said by the tensors that are passed in."""
 

@@ -8,11 +8,11 @@ their own, and rows cannot be told apart in them: such a batch is run whole.
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+import planimeter.landscape.landscape as home
 from planimeter.errors import InputError
 from planimeter.landscape.denominators import known_loss
 from planimeter.landscape.means import MeanCheck
@@ -20,14 +20,11 @@ from planimeter.landscape.returned import tensors_of
 from planimeter.operators.batches import cut_rows, tensors_in
 from planimeter.operators.memory import is_out_of_memory
 
-if TYPE_CHECKING:
-    from planimeter.landscape.landscape import LossLandscape
-
 LOOKED_AT = 4
 """Batches on whose outputs a loss is tried."""
 
 
-def belong_together(landscape: LossLandscape) -> bool:
+def belong_together(landscape: home.LossLandscape) -> bool:
     """Whether a part of the first batch gives other outputs than the same rows of the whole.
 
     Raises:
@@ -61,7 +58,7 @@ def belong_together(landscape: LossLandscape) -> bool:
     return True
 
 
-def check_batches(landscape: LossLandscape) -> None:
+def check_batches(landscape: home.LossLandscape) -> None:
     """Refuse a loss that is no mean over rows, where several whole batches are put together.
 
     Rows of the outputs are cut here, not of the inputs.

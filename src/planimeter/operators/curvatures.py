@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -30,6 +30,7 @@ Directions = list[Tensor]  # one tensor a parameter, of its shape
 LinearMap = Callable[[Directions], Directions]
 
 
+@runtime_checkable
 class Curvature(Protocol):
     """A symmetric matrix that is a mean over batches."""
 

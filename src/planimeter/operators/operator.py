@@ -18,16 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
+from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from planimeter.errors import InputError
-
-if TYPE_CHECKING:
-    from scipy.sparse.linalg import LinearOperator
 
 Product = Callable[[Float[Tensor, "P k"]], Float[Tensor, "P k"]]
 COLUMNS = 64
@@ -174,7 +171,6 @@ class CurvatureOperator:
 
     def to_scipy(self) -> LinearOperator:
         """The same matrix as a `scipy.sparse.linalg.LinearOperator`."""
-        from scipy.sparse.linalg import LinearOperator
 
         def matmat(v):  # type: ignore[no-untyped-def]
             return (self @ torch.as_tensor(v).double()).cpu().numpy()

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,7 @@ Node = tuple[int, Offset]
 """A step's covariance at an offset."""
 
 
+@runtime_checkable
 class Moments(Protocol):
     """What is known of the rows or of the columns of a tile, by the number of a step.
 

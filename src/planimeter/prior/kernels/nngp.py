@@ -34,8 +34,8 @@ ParameterVariances = Mapping[str, float] | Literal["default", "measured"] | None
 
 
 def fully_connected_kernel(
-    x: Float[Tensor, n * d],
-    x2: Float[Tensor, m * d] | None = None,
+    x: Float[Tensor, " n *d"],
+    x2: Float[Tensor, " m *d"] | None = None,
     *,
     depth: int = 2,
     sigma_w: float = math.sqrt(2.0),
@@ -82,8 +82,8 @@ def fully_connected_kernel(
 
 def nngp_kernel(
     model: nn.Module,
-    x: Float[Tensor, n * d],
-    x2: Float[Tensor, m * d] | None = None,
+    x: Float[Tensor, " n *d"],
+    x2: Float[Tensor, " m *d"] | None = None,
     *,
     sigma_w: float = math.sqrt(2.0),
     sigma_b: float = 1.0,
@@ -141,7 +141,7 @@ def nngp_kernel(
     )
 
 
-def check_kernel_exists(model: nn.Module, x: Float[Tensor, n * d]) -> None:
+def check_kernel_exists(model: nn.Module, x: Float[Tensor, " n *d"]) -> None:
     """Refuse at once what `nngp_kernel` would refuse; two rows of x are enough.
 
     Raises:
@@ -191,7 +191,7 @@ def _squares(sigma_w: float, sigma_b: float) -> tuple[float, float]:
 
 def _checked(
     x: Tensor, x2: Tensor | None, dtype: torch.dtype
-) -> tuple[Float[Tensor, n * d], Float[Tensor, m * d] | None]:
+) -> tuple[Float[Tensor, " n *d"], Float[Tensor, " m *d"] | None]:
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"kernels are torch.float64 or torch.float32, not {dtype}")
     if not len(x) or (x2 is not None and not len(x2)):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import math
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ _BITS = 16
 _GROUPS = (1, 4, 16, 64)
 
 
+@runtime_checkable
 class Normals(Protocol):
     """A buffer that is filled with new normals again and again."""
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -55,6 +55,7 @@ _DEVICE = 1 << 29
 """Bytes of either on an accelerator, which wants large blocks."""
 
 
+@runtime_checkable
 class Functions(Protocol):
     """A stream of functions. It has buffers, so every thread needs its own."""
 
