@@ -5,8 +5,6 @@ import inspect
 import pkgutil
 import typing
 
-import pytest
-
 import planimeter
 
 

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from planimeter.curvature.forms import mean_form_error
 from planimeter.curvature.krylov import Eigenpairs, basis_dtype
 from planimeter.curvature.stochastic import gaussian
 from planimeter.curvature.units import UnitProducts, unit_of
@@ -69,27 +70,31 @@ class SpectralDensity:
     def functional(self, f: Function, what: str = "functional") -> Estimate:
         r"""The sum of f over all eigenvalues, :math:`\mathrm{tr} f(A)`.
 
-        Its error joins the spread of the probes with the error of the quadrature, for which half
-        the number of steps stands in.
+        Its error joins that of the probes (`planimeter.curvature.forms`) with the error of the
+        quadrature, for which half the number of steps stands in.
         """
         if not self.nodes:
-            return self._estimate(f, torch.zeros(2), f"exact {what}")
+            return self._estimate(f, torch.zeros(2), 0.0, f"exact {what}")
         pairs = list(zip(self.nodes, self.weights, strict=True))
         samples = torch.stack([(w * f(x)).sum() for x, w in pairs])
         halved = torch.stack([(w * f(x)).sum() for x, w in (_halved(*pair) for pair in pairs)])
         steps = max(map(len, self.nodes))
-        found = self._estimate(f, samples, f"SLQ {what}, {len(samples)} probes of {steps} steps")
         rest = self.size - len(self.known)
+        error = mean_form_error(*self._spread(f, float(samples.mean())), rest, len(samples))
+        name = f"SLQ {what}, {len(samples)} probes of {steps} steps"
+        found = self._estimate(f, samples, error, name)
         quadrature = rest * abs(float((samples - halved).mean()))
         return replace(found, stderr=math.hypot(found.stderr, quadrature))
 
-    def _estimate(self, f: Function, samples: Float[Tensor, " s"], method: str) -> Estimate:
+    def _estimate(
+        self, f: Function, samples: Float[Tensor, " s"], error: float, method: str
+    ) -> Estimate:
         """The sum of f over the known eigenvalues, and over the others from their mean."""
         rest = self.size - len(self.known)
         offset = float(f(self.known).sum()) if len(self.known) else 0.0
         return Estimate(
             offset + rest * float(samples.mean()),
-            rest * standard_error(samples) if rest else 0.0,
+            rest * error,
             f"{method}, {len(self.known)} eigenvalues known",
             self.products,
             self.converged,
@@ -99,13 +104,33 @@ class SpectralDensity:
             self.seconds,
         )
 
+    def _spread(self, f: Function, mean: float) -> tuple[float, float]:
+        """Mean powers 2 and 3 of f's distance from its mean over the unknown eigenvalues."""
+        pairs = list(zip(self.nodes, self.weights, strict=True))
+        two, three = (
+            float(torch.stack([(w * (f(x) - mean) ** power).sum() for x, w in pairs]).mean())
+            for power in (2, 3)
+        )
+        return two, three
+
     def _moment(self, power: int, what: str) -> Estimate:
         """The sum of a power of the eigenvalues, from all probes; no quadrature error."""
+
+        def f(x: Tensor) -> Tensor:
+            return x**power
+
         if not self.nodes:
-            return self._estimate(lambda x: x**power, torch.zeros(2), f"exact {what}")
-        own = [(w * x**power).sum() for x, w in zip(self.nodes, self.weights, strict=True)]
+            return self._estimate(f, torch.zeros(2), 0.0, f"exact {what}")
+        own = [(w * f(x)).sum() for x, w in zip(self.nodes, self.weights, strict=True)]
         samples = torch.cat([torch.stack(own), self.moments[:, power - 1]])
-        return self._estimate(lambda x: x**power, samples, f"{what}, {len(samples)} probes")
+        mean, count = float(samples.mean()), len(samples)
+        two, three = self._spread(f, mean)
+        if power == 1 and len(self.moments):
+            further = (self.moments[:, 1] - 2 * mean * self.moments[:, 0] + mean**2).sum()
+            two = (two * len(own) + float(further)) / count
+        rest = self.size - len(self.known)
+        error = mean_form_error(two, three, rest, count, of_root=power == 2)
+        return self._estimate(f, samples, error, f"{what}, {count} probes")
 
     def moment(self, power: int) -> Estimate:
         r"""The mean of :math:`\lambda^{\mathrm{power}}` over all eigenvalues."""
