@@ -3,7 +3,11 @@
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 import typing
+
+import pytest
 
 import planimeter
 
@@ -35,3 +39,60 @@ def test_every_annotation_resolves():
             failed[name] = error
     assert checked > 500
     assert not failed
+
+
+# Shapes are checked in a process of its own: the hook has to be there before the package, and
+# other tests give wrong shapes on purpose.
+CALLS = """
+import jaxtyping
+from beartype import BeartypeConf, beartype
+floors = "curvature flatness landscape operators prior symmetry slices losses".split()
+import sys, types
+checker = types.ModuleType("checker")
+checker.checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+sys.modules["checker"] = checker
+jaxtyping.install_import_hook([f"planimeter.{floor}" for floor in floors], "checker.checked")
+
+import torch
+import planimeter as pm
+from torch import nn
+
+try:
+    pm.binary_cross_entropy(torch.zeros(3), torch.zeros(3, 2))
+except Exception as error:
+    assert "labels" in str(error), error
+else:
+    raise AssertionError("shapes are not checked")
+torch.manual_seed(0)
+x, y = torch.randn(20, 4), torch.randint(0, 3, (20,))
+net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+land = pm.LossLandscape(net, nn.functional.cross_entropy, (x, y))
+hessian = land.hessian()
+pm.top_eigenvalues(hessian, 12)
+copies = pm.CurvatureOperator.from_dense(torch.diag(torch.tensor([3.0] * 6 + [1.0] * 30)))
+pm.top_eigenvalues(copies, 8)
+pm.spectral_summary(hessian, k=3, probes=3, steps=6, extra=4)
+pm.spectral_density(copies, probes=3).density(torch.linspace(-1, 4, 9), 0.1)
+for method in ("hutchinson", "hutch++", "xtrace"):
+    pm.trace(hessian, probes=12, method=method)
+pm.frobenius_norm(hessian, probes=12)
+pm.diagonal(hessian, probes=5)
+pm.gauss_newton_spectrum(land)
+pm.hessian_rank_bound(land)
+pm.measure(land, ["rangamani", "relative_flatness", "normalized_flat_minima", "fisher_rao_norm"])
+pm.find_rescalings(net, x)
+kernel = pm.nngp_kernel(net, x.double())
+pm.nngp_kernel(net, x.double(), x.double()[:6])
+head = nn.Sequential(nn.Flatten(), nn.Linear(8, 1))
+images = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AvgPool2d(2), *head)
+pm.nngp_kernel(images, torch.randn(5, 1, 6, 6).double())
+pm.log_prior(kernel, (y > 0).long())
+pm.slice_1d(land, pm.random_direction(land), torch.linspace(-1, 1, 3))
+"""
+
+
+@pytest.mark.slow
+def test_shapes_are_those_of_the_signatures():
+    pytest.importorskip("beartype")
+    done = subprocess.run([sys.executable, "-c", CALLS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -57,8 +57,8 @@ class SpectralDensity:
 
     size: int
     known: Float[Tensor, " k"]
-    nodes: list[Float[Tensor, " m"]]
-    weights: list[Float[Tensor, " m"]]
+    nodes: list[Float[Tensor, " _"]]
+    weights: list[Float[Tensor, " _"]]
     moments: Float[Tensor, "e 2"]
     products: int
     converged: bool = True

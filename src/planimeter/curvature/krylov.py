@@ -407,7 +407,9 @@ class _Search:
         return len(kept)
 
 
-def orthogonalised(w: Tensor, *bases: Float[Tensor, "m P"]) -> Tensor:
+def orthogonalised(
+    w: Float[Tensor, " P *b"], *bases: Float[Tensor, "_ P"]
+) -> Float[Tensor, " P *b"]:
     """Twice is enough (Giraud et al. 2005): one pass leaves errors of the size of w."""
     for _ in range(2):
         for basis in bases:

@@ -83,7 +83,7 @@ class Slice:
         seconds: wall time spent, that of earlier runs of a resumed grid included.
     """
 
-    distances: tuple[Float[Tensor, " n"], ...]
+    distances: tuple[Float[Tensor, " _"], ...]
     losses: Float[Tensor, " n *m"]
     accuracies: Float[Tensor, " n *m"] | None
     names: tuple[str, ...]

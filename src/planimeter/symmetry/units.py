@@ -64,8 +64,8 @@ class Units:
         return unit
 
     def unite(
-        self, left: Int[Tensor, "*shape"], right: Int[Tensor, "*shape"]
-    ) -> Int[Tensor, "*shape"]:
+        self, left: Int[Tensor, "*left"], right: Int[Tensor, "*right"]
+    ) -> Int[Tensor, "*both"]:
         """Entry by entry, broadcast: the units of a sum."""
         left, right = torch.broadcast_tensors(left, right)
         few_left, few_right = _without_repeats(left, right)
@@ -77,7 +77,7 @@ class Units:
             return torch.where(left == ZERO, right, left)
         return left
 
-    def together(self, units: Int[Tensor, "*shape"], dims: Iterable[int]) -> Int[Tensor, "*shape"]:
+    def together(self, units: Int[Tensor, "*shape"], dims: Iterable[int]) -> Int[Tensor, "*united"]:
         """Unite along dimensions, which are kept with size 1."""
         result = units
         for dim in {d % units.ndim for d in dims} if units.ndim else ():

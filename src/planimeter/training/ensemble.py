@@ -31,7 +31,7 @@ from planimeter.training.fit import FitResult, check_batch_size
 from planimeter.training.member_batches import MemberBatches, MemberData
 from planimeter.training.member_optimisers import MemberOptimiser
 
-Rows = tuple[Float[Tensor, "m ..."], Int[Tensor, " m"]]
+Rows = tuple[Float[Tensor, "_ ..."], Int[Tensor, " _"]]
 
 _ROWS_AT_ONCE = 1024  # of every network, when errors are counted
 _WITNESSES = 32

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
@@ -82,7 +82,7 @@ class EmpiricalKernel:
 
 def empirical_kernel(
     network: nn.Module | Callable[[], nn.Module],
-    x: Float[Tensor, "n ..."],
+    x: Shaped[Tensor, "n ..."],
     *,
     networks: int | None = None,
     sigma_w: float = math.sqrt(2.0),

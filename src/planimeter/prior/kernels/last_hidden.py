@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
@@ -26,7 +26,7 @@ class LastLayer:
     width: int
 
 
-def find_last_layer(network: nn.Module, x: Float[Tensor, "n ..."], name: str | None) -> LastLayer:
+def find_last_layer(network: nn.Module, x: Shaped[Tensor, "n ..."], name: str | None) -> LastLayer:
     """The linear layer that runs last, or the named one.
 
     Arguments:

@@ -29,8 +29,8 @@ from planimeter.prior.kernels.covariance_steps import (
 )
 
 Program = tuple[Step, ...]
-Data = list[Float[Tensor, "h w d n"]]
-"""A program's inputs, rows last."""
+Data = list[Float[Tensor, "_h _w _d _n"]]
+"""A program's inputs, each of sizes of its own, rows last."""
 Products = Callable[[Float[Tensor, "h w d r"], Float[Tensor, "h w d c"]], Tensor]
 """Means of products of features: of all pairs, or of each row with the column of its number."""
 

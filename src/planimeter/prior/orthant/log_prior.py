@@ -94,7 +94,7 @@ def log_prior(
 
 def log_priors(
     kernel: Float[Tensor, "n n"],
-    labellings: Shaped[Tensor, "m n"] | Sequence[Shaped[Tensor, " n"]],
+    labellings: Shaped[Tensor, "m n"] | Sequence[Shaped[Tensor, " _"]],
     noise: float = 0.0,
     **settings: Any,
 ) -> tuple[LogProbability, ...]:
