@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -45,6 +45,7 @@ class RowWeights:
     outputs: Callable[[Batch], Any] | None = None
 
 
+@runtime_checkable
 class Check(Protocol):
     """Refuses a loss that turns out not to be what it seemed to be on the first batches."""
 
