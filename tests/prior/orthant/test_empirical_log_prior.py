@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from planimeter.errors import InputError
 from planimeter.estimate import widening
@@ -14,6 +15,7 @@ from planimeter.prior import (
     fully_connected_kernel,
     gaussian_initialisation,
     log_prior,
+    nngp_kernel,
 )
 
 INITIALISE = gaussian_initialisation(math.sqrt(2), 0.1)
@@ -104,3 +106,20 @@ def test_contradictions_and_missing_groups(digits):
     assert found.deleted == ()
     with pytest.raises(InputError, match="groups=0"):
         empirical_log_prior(kernel_of(x, 10, groups=0), y)
+
+
+@pytest.mark.slow
+def test_the_jackknifes_interval_covers_the_analytic_kernels_value(digits):
+    """One hidden layer: the kernel measured is the analytic one in the mean, at any width."""
+    x, labels = digits[0][:60] / 8, digits[1][:60]
+    net = nn.Sequential(nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 1)).double()
+    initialise = gaussian_initialisation(2**0.5, 0.5)
+    truth = log_prior(nngp_kernel(net, x, sigma_w=2**0.5, sigma_b=0.5), labels).value
+    covered = 0
+    for seed in range(200):
+        kernel = empirical_kernel(
+            net, x, networks=200, sigma_w=2**0.5, sigma_b=0.5, initialise=initialise, seed=seed
+        )
+        found = empirical_log_prior(kernel, labels, particles=200, seed=seed).debiased
+        covered += abs(found.value - truth) <= 1.96 * found.stderr
+    assert 0.92 <= covered / 200 <= 0.985
