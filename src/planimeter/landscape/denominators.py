@@ -57,7 +57,7 @@ class KnownLoss:
         """The label that does not count; None where all do."""
         return int(self.settings.get("ignore_index", -100)) if self.of_classes else None
 
-    def row_weights(self, targets: Shaped[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+    def row_weights(self, targets: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, " n"]:
         """The part of every row in the denominator."""
         if not self.of_classes:
             return targets.new_ones(len(targets), dtype=torch.float32)
