@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from planimeter.errors import InputError, NotApplicableError
-from planimeter.flatness import norms
+from planimeter.flatness import measure, norms
+from planimeter.flatness.folding import folded
 from planimeter.flatness.layers import linear_layers, run_with
 from planimeter.flatness.norms import (
     distance_from_init,
@@ -420,3 +421,50 @@ def test_nothing_depends_on_the_size_of_batches(small_net, small_data):
     for m in norms.MEASURES:
         if "distance" not in m.name:
             assert m.compute(whole).value == relative(m.compute(parts).value, 1e-10)
+
+
+def test_a_network_with_batch_norm_and_its_equivalent_without_have_the_same_values():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+        nn.Linear(36, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3),
+    )  # fmt: skip
+    for module in net:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for value in (module.weight, module.bias, module.running_mean, module.running_var):
+                value.data.uniform_(0.3, 2.0)
+    plain = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.Identity(), nn.ReLU(), nn.Flatten(),
+        nn.Linear(36, 5), nn.Identity(), nn.ReLU(), nn.Linear(5, 3),
+    )  # fmt: skip
+    net.double().eval(), plain.double()
+    plain[7].load_state_dict(net[7].state_dict())
+    for at in (0, 4):
+        layer, norm = net[at], net[at + 1]
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        bias = 0.0 if layer.bias is None else layer.bias
+        plain[at].weight.data = layer.weight * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+        plain[at].bias.data = scale * (bias - norm.running_mean) + norm.bias
+    one, other = (landscape_of(model, (2, 5, 5), rows=40) for model in (net, plain))
+    torch.testing.assert_close(one.loss(), other.loss())
+    y = torch.cat([one.forward(one.parameters, x) for x, _ in one.batches()]).argmax(1)
+    x = next(one.batches())[0]
+    one, other = (LossLandscape(model, CE, (x, y)) for model in (net, plain))
+    start = {n: p + 0.1 for n, p in one.parameters.items()}
+    names = [
+        "l2_norm", "frobenius_product", "spectral_product", "frobenius_sum", "spectral_sum",
+        "fro_over_spec", "path_norm", "fisher_rao_norm", "empirical_fisher_rao_norm",
+        "pac_bayes_flatness", "magnitude_pac_bayes_flatness", "pac_bayes_norm",
+        "magnitude_pac_bayes_norm",
+    ]  # fmt: skip
+    folded_, expected = measure(one, names), measure(other, names)
+    for name in names:
+        assert folded_[name].value == pytest.approx(expected[name].value, rel=1e-9), name
+    own = {n: p + 0.1 for n, p in one.parameters.items()}
+    moved = one.with_state(own)
+    far = distance_from_init(one, initial=start).value
+    gap = folded(moved).theta - folded(one).theta
+    assert far == pytest.approx(float(gap.norm()), rel=1e-12)
+    assert list(folded(one).parameters) == list(other.parameters)
+    torch.testing.assert_close(folded(one).theta, other.theta)
+    assert "2 BatchNorms folded" in folded_["l2_norm"].method

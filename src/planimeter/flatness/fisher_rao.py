@@ -4,7 +4,8 @@ r"""The Fisher-Rao norm: the length of the parameters where the Fisher matrix me
 
 where :math:`F = J^T C J` needs only :math:`J \theta`, one forward derivative of the outputs.
 
-(Liang et al. 2017, arXiv 1711.01530, Definition 2.)
+BatchNorms are folded (`planimeter.flatness.folding`). (Liang et al. 2017, arXiv 1711.01530,
+Definition 2.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from planimeter.estimate import Estimate
+from planimeter.flatness.folding import folded
 from planimeter.landscape import LossLandscape
 from planimeter.operators import CurvatureOperator
 from planimeter.operators.batches import BatchedLoss, Inputs, Parameters
@@ -36,6 +38,7 @@ def fisher_rao_norm(landscape: LossLandscape) -> Estimate:
 
     Source: Liang et al. 2017 (arXiv 1711.01530), Definition 2 and Theorem 3.1.
     """
+    landscape = folded(landscape)
     return _metric_length(landscape, landscape.gauss_newton(), _curved_square)
 
 
@@ -48,6 +51,7 @@ def empirical_fisher_rao_norm(landscape: LossLandscape) -> Estimate:
 
     Source: Liang et al. 2017 (arXiv 1711.01530), Definition 2, over the training rows.
     """
+    landscape = folded(landscape)
     return _metric_length(landscape, landscape.empirical_fisher(), _slope_square)
 
 

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planimeter.errors import InputError, NotApplicableError
-from planimeter.estimate import Estimate
+from planimeter.estimate import Estimate, standard_error
+from planimeter.flatness.folding import folded
 from planimeter.flatness.margins import margins
 from planimeter.flatness.shared import shared
 from planimeter.landscape import LossLandscape
@@ -46,10 +47,10 @@ def noise_scale(
 
     The same draws z serve at every noise level, so the mean drop D over them is one curve; noise is
     doubled or halved until D crosses `drop`, then bisected in log sigma, and interpolated in the
-    last interval. The error is that of the mean over draws, through the slope:
+    last interval. The error is that of the mean over draws, by Student's t, through the slope:
     :math:`\mathrm{se}(\log\sigma) = \mathrm{se}(D) / (dD / d\log\sigma)`. Where D is not monotone,
-    it is the crossing that the search meets. Noise goes to every trainable parameter as it is,
-    those of BatchNorm among them; nothing is folded.
+    it is the crossing that the search meets. Noise goes to every trainable parameter of the network
+    with its BatchNorms folded (`planimeter.flatness.folding`).
 
     Arguments:
         landscape: on the training set.
@@ -121,7 +122,7 @@ class _Search:
                 self.done += 1
                 self.progress(self.done, max(self.done, self.draws * self.steps))
             drops = torch.tensor(losses, dtype=torch.float64)
-            self.known[log_sigma] = float(drops.mean()), float(drops.std()) / self.draws**0.5
+            self.known[log_sigma] = float(drops.mean()), standard_error(drops)
         return self.known[log_sigma]
 
     def bracket(self, start: float, target: float) -> tuple[float, float]:
@@ -164,6 +165,7 @@ def _scale(
         raise InputError(f"an error needs at least 2 draws, got {draws}")
     if not tolerance > 0:
         raise InputError(f"tolerance must be positive, got {tolerance}")
+    landscape = folded(landscape)
     margins(landscape)  # refuses targets that are no classes, of which there is no accuracy
     return shared(
         landscape,
@@ -208,4 +210,4 @@ def _searched(
         f"sigma {sigma:.4g} ± {stderr:.2g} at an accuracy drop of {drop:g}, {draws} common draws, "
         f"{len(search.known)} noise levels, accuracy {search.accuracy:.4g}"
     )
-    return Estimate(sigma, stderr, method, seed=seed, converged=slope > 0)
+    return Estimate(sigma, stderr, method, seed=seed, converged=slope > 0, dof=draws - 1)

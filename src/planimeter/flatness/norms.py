@@ -1,7 +1,8 @@
 r"""Norms of a network's weights: products and sums over layers, and distances from the start.
 
-With layers :math:`W_1, \dots, W_d` (BatchNorm multiplied in, see `linear_layers`), Frobenius norms
-of the kernels and spectral norms of the linear maps,
+All are of the network with its BatchNorms folded (`planimeter.flatness.folding`), so that a network
+and its equivalent without BatchNorm have the same norms. With layers :math:`W_1, \dots, W_d`,
+Frobenius norms of the kernels and spectral norms of the linear maps,
 
 .. math:: \log \prod_l \|W_l\|^2, \qquad d \Bigl(\prod_l \|W_l\|^2\Bigr)^{1/d}, \qquad
           \sum_l \|W_l\|_F^2 / \|W_l\|_2^2.
@@ -25,6 +26,7 @@ from planimeter.estimate import Estimate
 from planimeter.flatness.definition import Measure
 from planimeter.flatness.entry import entry
 from planimeter.flatness.fisher_rao import empirical_fisher_rao_norm, fisher_rao_norm
+from planimeter.flatness.folding import folded, folds
 from planimeter.flatness.layer_norms import layer_norms, log_product, norms_of
 from planimeter.flatness.layers import free_layers
 from planimeter.flatness.path_norm import path_norm
@@ -35,31 +37,42 @@ Initial = LossLandscape | Mapping[str, Tensor]
 
 
 def l2_norm(landscape: LossLandscape) -> Estimate:
-    r"""The Euclidean norm of the parameters, :math:`\|\theta\|_2`, biases and BatchNorms included.
+    r"""The Euclidean norm of the parameters, :math:`\|\theta\|_2`, biases included.
 
-    (Jiang et al. 2019, Appendix C, `l2`: there of the weights, after folding.)
+    BatchNorms are folded (`planimeter.flatness.folding`).
+
+    (Jiang et al. 2019, Appendix C, `l2`: there of the weights alone.)
+
+    Raises:
+        NotApplicableError: BatchNorm uses the batch's statistics.
     """
-    return Estimate(float(landscape.theta.norm()), method="exact")
+    return Estimate(float(folded(landscape).theta.norm()), method=_exact(landscape))
 
 
 def parameter_count(landscape: LossLandscape) -> Estimate:
-    """The number of trainable parameters, tied ones counted once (Jiang et al. 2019, `params`)."""
+    """The number of trainable parameters, tied ones counted once, those of BatchNorms among them:
+    nothing is folded, since this is no norm (Jiang et al. 2019, `params`)."""
     return Estimate(float(landscape.num_parameters), method="exact")
 
 
 def distance_from_init(landscape: LossLandscape, *, initial: Initial | None = None) -> Estimate:
     r"""How far training went, :math:`\|\theta - \theta_0\|_2` (Jiang et al. 2019, `l2-dist`).
 
+    BatchNorms of both networks are folded (`planimeter.flatness.folding`).
+
     Arguments:
         landscape: after training.
-        initial: the landscape before it, or its parameters by name.
+        initial: the landscape before it, or its parameters by name (BatchNorms are then folded
+            with the running statistics of the trained network).
 
     Raises:
-        NotApplicableError: `initial` is None.
+        NotApplicableError: `initial` is None, or BatchNorm uses the batch's statistics.
         InputError: its parameters are not those of the network.
     """
-    start = _start(landscape, initial)
-    return Estimate(float((landscape.theta - start.theta).norm()), method="exact")
+    now, before = folded(landscape), folded(_start(landscape, initial))
+    if list(now.parameters) != list(before.parameters):
+        raise InputError(_OTHER_NORMS)
+    return Estimate(float((now.theta - before.theta).norm()), method=_exact(landscape))
 
 
 def spectral_distance_from_init(
@@ -85,7 +98,7 @@ def spectral_distance_from_init(
     """
     now, before = free_layers(landscape), free_layers(_start(landscape, initial))
     if [layer.norm for layer in now.layers] != [layer.norm for layer in before.layers]:
-        raise InputError("the initial network folds other BatchNorms than the trained one")
+        raise InputError(_OTHER_NORMS)
     moved = tuple(
         replace(one, weight=one.weight - two.weight)
         for one, two in zip(now.layers, before.layers, strict=True)
@@ -174,6 +187,13 @@ def fro_over_spec(
 
 
 # -- private ----------------------------------------------------------------------------------
+
+
+_OTHER_NORMS = "the initial network folds other BatchNorms than the trained one"
+
+
+def _exact(landscape: LossLandscape) -> str:
+    return "; ".join(filter(None, ["exact", folds(landscape)]))
 
 
 def _padding(circular: bool) -> str:

@@ -2,7 +2,8 @@ r"""PAC-Bayes measures: norms against the noise that the weights stand, see `noi
 
 .. math:: 1/\sigma^2, \qquad \|\theta\|^2 / (4\sigma^2).
 
-(Jiang et al. 2019, arXiv 1912.02178, Appendix C.)
+Weights and noise are those of the network with its BatchNorms folded
+(`planimeter.flatness.folding`). (Jiang et al. 2019, arXiv 1912.02178, Appendix C.)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import replace
 from planimeter.estimate import Estimate
 from planimeter.flatness.definition import Measure
 from planimeter.flatness.entry import entry
+from planimeter.flatness.folding import folded
 from planimeter.flatness.noise_scale import EPSILON, Progress, magnitude_noise_scale, noise_scale
 from planimeter.landscape import LossLandscape
 
@@ -90,7 +92,7 @@ def pac_bayes_norm(
     sigma = noise_scale(
         landscape, drop=drop, draws=draws, tolerance=tolerance, seed=seed, progress=progress
     )
-    square = float(landscape.theta.square().sum())
+    square = float(folded(landscape).theta.square().sum())
     return _of(sigma, lambda s: square / (4 * s**2))
 
 
@@ -120,7 +122,7 @@ def magnitude_pac_bayes_norm(
     sigma = magnitude_noise_scale(
         landscape, drop=drop, draws=draws, tolerance=tolerance, seed=seed, progress=progress
     )
-    theta = landscape.theta
+    theta = folded(landscape).theta
     widths = theta.abs() + EPSILON
 
     def half_divergence(s: float) -> float:
