@@ -130,6 +130,9 @@ class SpectralDensity:
             two = (two * len(own) + float(further)) / count
         rest = self.size - len(self.known)
         error = mean_form_error(two, three, rest, count, of_root=power == 2)
+        if power == 2 and len(self.moments):
+            # Fourth moments are known from the few probes with steps alone: they may be low.
+            error = max(error, standard_error(samples))
         return self._estimate(f, samples, error, f"{what}, {count} probes")
 
     def moment(self, power: int) -> Estimate:
