@@ -109,3 +109,13 @@ def test_a_slow_stochastic_ascent_is_caught_by_the_others():
     slow = keskar_sharpness(one, method="sgd", zeta=1e-1, learning_rate=1e-3, epochs=20)
     assert slow.gap > 0.5
     assert not slow.converged
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1.0, 1e20, 1e37])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_steepest_point_does_not_depend_on_the_unit_of_the_loss(scale, norm):
+    """Squares of float32 slopes leave its range long before the slopes do."""
+    slopes = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    ball = Ball(norm, 0.3)
+    torch.testing.assert_close(ball.steepest(scale * slopes), ball.steepest(slopes))
+    assert (ball.steepest(torch.zeros(1, 5)) == 0).all()

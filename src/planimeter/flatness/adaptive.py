@@ -24,7 +24,7 @@ from torch import Tensor
 
 from planimeter.curvature import top_eigenvalues, trace
 from planimeter.errors import InputError, NotApplicableError
-from planimeter.estimate import Estimate, standard_error
+from planimeter.estimate import Estimate, skewed_standard_error, standard_error
 from planimeter.flatness.ascents import (
     AGREE,
     SETTLED,
@@ -177,6 +177,9 @@ def average_sharpness(
 ) -> Estimate:
     r"""The mean rise of the loss under Gaussian noise in the parameters.
 
+    Rises have a long upper tail where the noise is large: the error allows for it
+    (`planimeter.estimate.skewed_standard_error`).
+
     Arguments:
         adaptive: deviations :math:`\rho |\theta_i|` instead of :math:`\rho`.
         radius: :math:`\rho > 0`; None for that of "linf".
@@ -206,9 +209,10 @@ def average_sharpness(
     kind = "adaptive" if adaptive else "standard"
     return Estimate(
         float(samples.mean()),
-        standard_error(samples),
+        skewed_standard_error(samples),
         f"{kind}, radius {rho:g}, {draws} antithetic draws",
         seed=seed,
+        dof=draws - 1,
     )
 
 

@@ -59,8 +59,10 @@ class Ball:
         """The points of the ball in which linear functions of these slopes are largest."""
         if self.norm == "linf":
             return self.radius * slopes.sign()
+        # In units of the largest: squares of slopes need not be within the range of the dtype.
         tiny = torch.finfo(slopes.dtype).tiny
-        return slopes * (self.radius / slopes.norm(dim=1, keepdim=True).clamp_min(tiny))
+        slopes = slopes / slopes.abs().amax(dim=1, keepdim=True).clamp_min(tiny)
+        return slopes * (self.radius / slopes.norm(dim=1, keepdim=True).clamp_min(1.0))
 
 
 @dataclass(frozen=True)

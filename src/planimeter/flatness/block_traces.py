@@ -11,7 +11,7 @@ from torch import Tensor
 
 from planimeter.curvature.stochastic import identity_columns, rademacher
 from planimeter.errors import InputError, NotApplicableError
-from planimeter.estimate import standard_error
+from planimeter.estimate import skewed_standard_error
 from planimeter.landscape import LossLandscape
 from planimeter.operators import CurvatureOperator
 
@@ -55,7 +55,7 @@ class BlockTraces:
     def combined(self, weights: Float[Tensor, " b"]) -> tuple[float, float]:
         """The sum of the traces with weights, and its standard error."""
         sums = self.samples @ weights
-        return float(sums.mean()), 0.0 if self.exact else standard_error(sums)
+        return float(sums.mean()), 0.0 if self.exact else skewed_standard_error(sums)
 
     def method(self) -> str:
         """How, in words."""
