@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from planimeter.errors import InputError
 from planimeter.landscape import LossLandscape
 from planimeter.landscape.convexity import refuse_negative
+from planimeter.landscape.returned import refuse_outputs_apart
 from planimeter.operators.batches import Batch, Inputs, Parameters, as_leaves, cut_rows, mean_loss
 from planimeter.operators.curvatures import loss_curvature
 
@@ -56,6 +57,10 @@ def row_pieces(landscape: LossLandscape, rows: int = 256) -> list[tuple[float, B
             "rows have no derivatives of their own when BatchNorm uses the batch's statistics "
             "(use batch_norm='eval'), or where the loss is no mean over rows"
         )
+    inputs, targets = landscape.first_rows(2)
+    with torch.no_grad(), landscape.mode():
+        outputs = landscape.outputs(landscape.parameters, inputs)
+    refuse_outputs_apart(outputs, targets, "derivatives of single rows")
     function = replace(landscape.function)
     function.rows = min(rows, function.rows or rows)
     pieces = [(weight, batch) for _, weight, batch in function.pieces()]

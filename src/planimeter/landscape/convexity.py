@@ -91,9 +91,9 @@ def lowest_curvatures(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], float]:
     """The smallest eigenvalue of every row's curvature, its scale, and the precision of both.
 
-    Rows of a loss that is no mean over them are taken as one.
+    Rows of a loss that is no mean over them, or whose outputs are not told apart, are taken as one.
     """
-    size = len(outputs) if function.separable else 1
+    size = _rows(function, outputs, targets)
 
     def product(at: Tensor, v: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         curved = loss_curvature(function, at, targets, v.reshape(at.shape).to(at.dtype))
@@ -131,7 +131,7 @@ def curvature_precision(function: BatchedLoss, outputs: Tensor, targets: Tensor)
 
 def curvature_scale(function: BatchedLoss, outputs: Tensor, targets: Tensor) -> Float[Tensor, " n"]:
     """The largest curvature of every row at its outputs times numbers from 1 down to 0."""
-    size = len(outputs) if function.separable else 1
+    size = _rows(function, outputs, targets)
     generator = torch.Generator().manual_seed(0)
     scale = torch.zeros(size, dtype=torch.float64, device=outputs.device)
     for factor in SCALES:
@@ -191,9 +191,14 @@ def _some_rows(landscape: LossLandscape) -> list[tuple[Tensor, Tensor]]:
                 ]
                 found.append((torch.cat(outputs), some[1]))
     alike = len({(o.shape[1:], y.shape[1:]) for o, y in found}) == 1
+    alike &= all(len(o) == len(y) for o, y in found)
     if function.separable and alike:
         found = [(torch.cat([o for o, _ in found]), torch.cat([y for _, y in found]))]
     return found
+
+
+def _rows(function: BatchedLoss, outputs: Tensor, targets: Tensor) -> int:
+    return len(outputs) if function.separable and len(outputs) == len(targets) else 1
 
 
 def _lanczos(

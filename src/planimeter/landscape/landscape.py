@@ -37,10 +37,11 @@ from planimeter.landscape.returned import (
     one_tensor,
     reading_of,
     refuse_complex,
+    refuse_outputs_apart,
     tensors_of,
 )
 from planimeter.landscape.running import run, run_first
-from planimeter.landscape.together import belong_together, check_batches
+from planimeter.landscape.together import belong_together, check_batches, is_indivisible
 from planimeter.landscape.witnesses import Witnesses
 from planimeter.losses import Loss, in_float64, likelihood_of
 from planimeter.operators import CurvatureOperator
@@ -50,8 +51,10 @@ from planimeter.operators.batches import (
     Inputs,
     Parameters,
     RowWeights,
+    copied,
     cut_rows,
     flatten,
+    is_changed,
     loss_and_gradient,
     mean_loss,
     refuse_inference_mode,
@@ -167,8 +170,10 @@ class LossLandscape:
             "compile": compile,
         }
         self._operators: dict[Any, CurvatureOperator] = {}
-        self.data.whole = self.data.uneven
+        self.data.whole = self.data.uneven or self.function.surviving(lambda: is_indivisible(self))
         self._written: frozenset[str] = frozenset()
+        self._own_inputs = False
+        """Whether the model writes to its inputs, and gets copies of them."""
         self._reading = Reading()
         self._witnesses = Witnesses(products)
         self._check_deterministic()
@@ -418,7 +423,8 @@ class LossLandscape:
         is made float64 too.
         """
         state = {**self._beside(parameters, self._fixed), **parameters}
-        return self._passed_on(run(self.model, state, inputs, self._written))
+        given = copied(inputs) if self._own_inputs else inputs
+        return self._passed_on(run(self.model, state, given, self._written))
 
     def outputs(self, parameters: Parameters, inputs: Inputs) -> Tensor:
         """The same where it is one tensor.
@@ -454,8 +460,12 @@ class LossLandscape:
 
         def compute() -> list[tuple[Tensor, Tensor]]:
             inputs, targets = self.first_rows(64)
-            result, self._written = run_first(self.model, self.parameters, self._fixed, inputs)
-            self._reading = reading_of(result, lambda given: self.loss_function(given, targets))
+            given = copied(inputs)
+            result, self._written = run_first(self.model, self.parameters, self._fixed, given)
+            self._own_inputs = is_changed(inputs, given)
+            self._reading = reading_of(
+                result, lambda given: self.loss_function(given, targets.clone())
+            )
             one, two = self._passed_on(result), self.forward(self.parameters, inputs)
             found = zip(tensors_of(one), tensors_of(two), strict=True)
             return [(first.detach(), second.detach()) for first, second in found]
@@ -464,6 +474,9 @@ class LossLandscape:
         with torch.random.fork_rng(devices), torch.enable_grad(), self.mode():
             pairs = self.function.surviving(compute)
         for one, two in pairs:
+            numbers = one.is_floating_point() or one.is_complex()
+            if not numbers:
+                one, two = one.double(), two.double()
             scale = float(one.abs().max()) if one.numel() else 0.0
             apart = float((one - two).abs().max()) if one.numel() else 0.0
             if apart > 100 * torch.finfo(self.dtype).eps * scale:
@@ -505,7 +518,7 @@ class LossLandscape:
                     torch.func.grad(wide)(outputs, targets)
                 else:
                     wide(outputs, targets)
-            except (RuntimeError, TypeError):
+            except (RuntimeError, TypeError, ValueError, IndexError):
                 return False
             return True
 
@@ -541,6 +554,9 @@ class LossLandscape:
                 f"uses the batch's statistics (use batch_norm='eval'), the loss is no mean over "
                 f"rows, or inputs belong together (graphs)"
             )
+        inputs, targets = self.first_rows(2)
+        with torch.enable_grad(), self.mode():
+            refuse_outputs_apart(self.outputs(self.parameters, inputs), targets, what)
 
     def _operator(
         self, kind: Curvature, function: BatchedLoss, *key: int, names: tuple[str, ...] = ()

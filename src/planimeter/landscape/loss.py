@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves as leaves
 
 from planimeter.errors import InputError, MeasurementWarning
 from planimeter.landscape.broadcasting import refuse_broadcasting
@@ -19,9 +20,16 @@ from planimeter.landscape.denominators import (
     summed_rows,
 )
 from planimeter.landscape.means import MeanCheck, way_out
-from planimeter.landscape.returned import described, refuse_complex_loss
+from planimeter.landscape.returned import described, refuse_complex_loss, tensors_of
 from planimeter.losses import Loss
-from planimeter.operators.batches import Batch, RowWeights, cut_rows
+from planimeter.operators.batches import (
+    Batch,
+    RowWeights,
+    as_leaves,
+    copied,
+    cut_rows,
+    is_changed,
+)
 from planimeter.operators.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -41,8 +49,9 @@ def scalar_loss(landscape: LossLandscape, weight: Callable[[Tensor], Any] | None
         InputError: the loss does not take the outputs with the targets, torch broadcasts them, or
             the weights are none.
     """
-    own, function = landscape.loss_function, landscape.function
+    function = landscape.function
     outputs, targets, value = function.surviving(lambda: _tried(landscape))
+    own = landscape.loss_function
     pair = is_pair(value)
     scalar: Loss = quotient(own) if pair else own
     refuse_broadcasting(scalar, outputs, targets)
@@ -53,7 +62,7 @@ def scalar_loss(landscape: LossLandscape, weight: Callable[[Tensor], Any] | None
         )
     elif pair:
         count = _counts(own)
-        _refuse_moving(count, outputs, targets)
+        _refuse_moving(landscape, count, outputs, targets)
         function.row_weights = RowWeights(
             _one_by_one(count), count, lambda batch: _outputs(landscape, batch)
         )
@@ -94,7 +103,8 @@ def put_together(landscape: LossLandscape, given: bool) -> None:
         if not check.mean and function.row_weights is not None:
             raise InputError(
                 f"the loss is not the mean of rows with these weights: {check.words}; the weights "
-                f"of a batch have to add up to what the loss divides by there"
+                f"of a batch have to add up to what the loss divides by there, and rows of weight "
+                f"0 to add nothing; else divide a sum by a constant, or pass all rows as one batch"
             )
         if not check.mean and check.sum:
             rows = landscape.num_rows
@@ -113,11 +123,13 @@ def put_together(landscape: LossLandscape, given: bool) -> None:
 def _tried(landscape: LossLandscape) -> tuple[Any, Tensor, Any]:
     """Outputs, targets and what the loss returns on a few rows, or on the batch if it must be."""
     # A model or a loss may differentiate inside.
-    with torch.enable_grad(), landscape.mode(), warnings.catch_warnings():
+    devices = [landscape.device] if landscape.device.type == "cuda" else []
+    forked = torch.random.fork_rng(devices)
+    with forked, torch.enable_grad(), landscape.mode(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using a target size")  # it is refused, in more words
-        outputs, targets = _run(landscape, landscape.first_rows(FEW))
+        batch = landscape.first_rows(FEW)
         try:
-            value = landscape.loss_function(outputs, targets)
+            outputs, targets, value = _twice(landscape, batch)
             refuse_complex_loss(value)
             return outputs, targets, value
         except InputError:
@@ -126,12 +138,12 @@ def _tried(landscape: LossLandscape) -> tuple[Any, Tensor, Any]:
             if is_out_of_memory(error):
                 raise
             whole = next(iter(landscape.data))
-            if len(whole[1]) > len(targets):
+            if len(whole[1]) > len(batch[1]):
                 try:  # weights of its own for every row, perhaps
-                    every, labels = _run(landscape, whole)
-                    return every, labels, landscape.loss_function(every, labels)
+                    return _twice(landscape, whole)
                 except (IndexError, RuntimeError, TypeError, ValueError):
                     pass
+            outputs, targets = _run(landscape, batch)
             kind = str(targets.dtype).removeprefix("torch.")
             raise InputError(
                 f"the loss does not take outputs {described(outputs)} with {kind} targets of shape "
@@ -140,10 +152,49 @@ def _tried(landscape: LossLandscape) -> tuple[Any, Tensor, Any]:
             ) from error
 
 
+def _twice(landscape: LossLandscape, batch: Batch) -> tuple[Any, Tensor, Any]:
+    """Outputs, targets and the loss, which takes copies from then on of what it writes to.
+
+    Raises:
+        InputError: it is another one when it is computed again.
+    """
+    loss = landscape.loss_function
+    outputs, targets = _run(landscape, batch)
+    versions = [tensor._version for tensor in tensors_of(outputs)]
+    given = targets.clone()
+    first = loss(outputs, given)
+    if known_loss(loss) is not None:
+        return outputs, targets, first
+    if versions != [tensor._version for tensor in tensors_of(outputs)]:
+        landscape.loss_function = lambda h, y: loss(copied(h), y.clone())
+        outputs, _ = _run(landscape, batch)
+    elif is_changed(targets, given):
+        landscape.loss_function = lambda h, y: loss(h, y.clone())
+    again = landscape.loss_function(outputs, targets)
+    for one, two in zip(_numbers(first), _numbers(again), strict=False):
+        if abs(one - two) > 100 * torch.finfo(landscape.dtype).eps * max(abs(one), abs(two)):
+            raise InputError(
+                f"the loss is another one when it is computed again on the same outputs ({one:.6g} "
+                f"and {two:.6g}): it draws random numbers, counts its calls or keeps something "
+                f"from one to the next; draw noise once and pass it with the inputs or targets, "
+                f"and hold what changes"
+            )
+    return outputs, targets, first
+
+
+def _numbers(value: Any) -> list[float]:
+    """Of what a loss returned, a number or (sum, count) mostly."""
+    return [float(torch.as_tensor(part).detach().abs().sum()) for part in leaves(value)]
+
+
 def _looked(landscape: LossLandscape) -> MeanCheck:
     """A look at the first batches, and at rows from all over the data."""
     function = landscape.function
-    check = MeanCheck(function.loss, _weight(landscape), lambda: landscape.num_rows)
+
+    def forward(inputs: Any) -> Any:
+        return landscape.forward(landscape.parameters, inputs)
+
+    check = MeanCheck(function.loss, _weight(landscape), lambda: landscape.num_rows, forward)
     landscape.function.surviving(lambda: _look(landscape, check))
     return check
 
@@ -156,11 +207,11 @@ def _look(landscape: LossLandscape, check: MeanCheck) -> None:
             inputs, targets = batch
             part = cut_rows(inputs, some, len(targets)), targets[some]
             if len(part[1]):
-                check.look(*_run(landscape, part))
+                check.look(*_run(landscape, part), part[0])
             seen += len(part[1])
         spread = landscape.data.spread(min(FEW, room))
         if spread is not None:
-            check.look(*_run(landscape, spread))
+            check.look(*_run(landscape, spread), spread[0])
 
 
 def _mixed_rows(landscape: LossLandscape) -> str:
@@ -177,9 +228,16 @@ def _mixed_rows(landscape: LossLandscape) -> str:
                 value = landscape.function.loss(outputs, some) if weights[-1] else torch.zeros(())
                 losses.append(float(value.detach().mean()))
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        if is_out_of_memory(error) or min(cut, rows - cut) > 1:
+        if is_out_of_memory(error):
             raise
-        return ""  # a loss that squeezes does not take a single row
+        if min(cut, rows - cut) == 1:
+            return ""  # a loss that squeezes does not take a single row
+        first = (str(error).splitlines() or [""])[0]
+        return (
+            f"the loss is not a mean over rows: model and loss do not take {len(some)} of the "
+            f"{rows} rows by themselves ({first}), as where the first dimension of the inputs is "
+            f"time (batch_first=True) or a node of a graph: pass all rows as one batch"
+        )
     if not sum(weights):
         return ""
     (whole, left, right), (_, w, v) = losses, weights
@@ -257,9 +315,19 @@ def _given(weight: Callable[[Tensor], Any]) -> Callable[[Any, Tensor], Tensor]:
     return rows
 
 
-def _refuse_moving(count: Callable[[Any, Tensor], float], outputs: Any, targets: Tensor) -> None:
+def _refuse_moving(
+    landscape: LossLandscape,
+    count: Callable[[Any, Tensor], float],
+    outputs: Any,
+    targets: Tensor,
+) -> None:
     """Refuse a count that other outputs change: derivatives would have a part of it."""
     if not isinstance(outputs, Tensor):
+        if _bends(landscape):
+            raise InputError(
+                "the loss returned (sum, count) with a count that depends on the parameters: it "
+                "has to be a number that targets and inputs say; let the loss divide by it itself"
+            )
         return
     found = [count(some, targets) for some in (outputs, 0.5 * outputs, outputs.roll(1, 0))]
     if max(found) > min(found):
@@ -267,6 +335,15 @@ def _refuse_moving(count: Callable[[Any, Tensor], float], outputs: Any, targets:
             f"the loss returned (sum, count) with a count that depends on the outputs "
             f"({min(found):g} or {max(found):g}): it has to be a number that the targets say"
         )
+
+
+def _bends(landscape: LossLandscape) -> bool:
+    """Whether the count has a gradient."""
+    with torch.enable_grad(), landscape.mode():
+        inputs, targets = landscape.first_rows(2)
+        outputs = landscape.forward(as_leaves(landscape.parameters), inputs)
+        count = landscape.loss_function(outputs, targets)[1]
+    return isinstance(count, Tensor) and count.requires_grad
 
 
 def _counts(loss: Callable[..., Any]) -> Callable[[Any, Tensor], float]:

@@ -1,9 +1,10 @@
 """What a model returns, what of it the loss is given, and which tensor its outputs are.
 
 Mostly a model returns one tensor: its outputs, which the loss takes. An object or dict with
-`logits` stands for those. Any other tuple, list, dict or object goes to the loss as it is. Where
-there is one tensor in it, that is the outputs, and the loss sees it in its place; where there are
-several, the loss, its gradient and its Hessian are defined, and what is about *the* outputs
+`logits` stands for those, unless the loss takes the whole too and has another value there (an
+auxiliary loss beside the logits). Any other tuple, list, dict or object goes to the loss as it is.
+Where there is one tensor in it, that is the outputs, and the loss sees it in its place; where there
+are several, the loss, its gradient and its Hessian are defined, and what is about *the* outputs
 (Gauss-Newton and Fisher matrices, margins, accuracy) is not.
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
@@ -72,16 +74,9 @@ def reading_of(result: Any, loss: Callable[[Any], Any]) -> Reading:
     if isinstance(result, Tensor):
         return Reading()
     if _logits(result) is not None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                loss(_logits(result))
-        except Exception:  # the loss may be written for the whole
-            try:
-                loss(result)
-            except Exception:  # it is explained where the loss is checked, on the logits
-                return Reading()
-        else:
+        of_logits, of_whole = (_tried(loss, given) for given in (_logits(result), result))
+        # Where the loss takes neither, it is explained where it is checked, on the logits.
+        if of_whole is None or (of_logits is not None and _alike(of_logits, of_whole)):
             return Reading()
     try:
         loss(result)
@@ -112,6 +107,20 @@ def one_tensor(outputs: Any) -> Tensor:
         f"the loss, its gradient and its Hessian need none: for this, measure a module that "
         f"returns one tensor"
     )
+
+
+def refuse_outputs_apart(outputs: Tensor, targets: Tensor, what: str) -> None:
+    """Refuse outputs of another length than the targets where every row's own are needed.
+
+    Raises:
+        NotApplicableError: they are (a token each, or two halves one under the other).
+    """
+    if not outputs.ndim or len(outputs) != len(targets):
+        raise NotApplicableError(
+            f"the outputs have shape {tuple(outputs.shape)} for {len(targets)} rows of targets, so "
+            f"which of them are a row's is not said; loss, gradient and Hessian need not know: for "
+            f"the {what}, let the model return outputs of shape (rows, ...)"
+        )
 
 
 def refuse_complex(outputs: Tensor, what: str) -> Tensor:
@@ -165,6 +174,22 @@ def _open(result: Any) -> Any:
     if isinstance(result, Tensor | tuple | list) or not hasattr(result, "__dict__"):
         return result
     return vars(result)
+
+
+def _tried(loss: Callable[[Any], Any], given: Any) -> Any:
+    """The value of a loss, or None where it does not take what it is given."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return loss(given)
+    except Exception:  # whatever a user's own code raises
+        return None
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values of a loss, or two pairs (sum, count), are the same numbers."""
+    pairs = zip(tree_flatten(one)[0], tree_flatten(other)[0], strict=False)
+    return all(bool(torch.equal(torch.as_tensor(a), torch.as_tensor(b))) for a, b in pairs)
 
 
 def _logits(result: Any) -> Tensor | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
+from planimeter.landscape.checkpointing import Unchecked
 from planimeter.landscape.returned import tensors_of
 from planimeter.operators.batches import Inputs, is_finite, tensors_in
 from planimeter.operators.memory import is_out_of_memory
@@ -128,8 +129,9 @@ def _called(model: nn.Module, state: dict[str, Tensor], inputs: Inputs) -> Any:
         positional = inputs if isinstance(inputs, tuple) else (inputs,)
     try:
         if torch.is_grad_enabled():
-            return torch.func.functional_call(model, state, positional, keywords)
-        with torch.enable_grad():
+            with Unchecked():
+                return torch.func.functional_call(model, state, positional, keywords)
+        with torch.enable_grad(), Unchecked():
             return torch.func.functional_call(model, state, positional, keywords)
     except ValueError as error:
         words = one_row(error)

@@ -17,11 +17,31 @@ from planimeter.errors import InputError
 from planimeter.landscape.denominators import known_loss
 from planimeter.landscape.means import MeanCheck
 from planimeter.landscape.returned import tensors_of
-from planimeter.operators.batches import cut_rows, tensors_in
+from planimeter.landscape.running import run_first
+from planimeter.operators.batches import copied, cut_rows, tensors_in
 from planimeter.operators.memory import is_out_of_memory
 
 LOOKED_AT = 4
 """Batches on whose outputs a loss is tried."""
+
+
+def is_indivisible(landscape: home.LossLandscape) -> bool:
+    """Whether a model of several inputs takes a batch, but no two rows of it (a graph and its
+    matrix, with as many rows as nodes)."""
+    inputs, targets = next(iter(landscape.data))
+    rows = len(targets)
+    if len(tensors_in(inputs)) < 2 or rows < 3:
+        return False
+
+    def takes(some: object) -> bool:
+        try:
+            run_first(landscape.model, landscape.parameters, landscape.state, copied(some))
+        except InputError:
+            return False
+        return True
+
+    with torch.random.fork_rng([]), torch.enable_grad(), landscape.mode():
+        return not takes(cut_rows(inputs, slice(2), rows)) and takes(inputs)
 
 
 def belong_together(landscape: home.LossLandscape) -> bool:
@@ -78,7 +98,7 @@ def check_batches(landscape: home.LossLandscape) -> None:
     )
     with torch.enable_grad(), landscape.mode():
         for inputs, targets in batches:
-            if not check.look(landscape.forward(landscape.parameters, inputs), targets):
+            if not check.look(landscape.forward(landscape.parameters, inputs), targets, inputs):
                 raise InputError(check.refusal())
 
 

@@ -51,8 +51,8 @@ class Check(Protocol):
 
     complete: bool
 
-    def __call__(self, outputs: Any, targets: Tensor) -> None:
-        """Look at a batch's outputs and targets."""
+    def __call__(self, outputs: Any, targets: Tensor, inputs: Inputs) -> None:
+        """Look at a batch's outputs, targets and inputs."""
 
 
 @dataclass
@@ -98,7 +98,7 @@ class BatchedLoss:
                 f"the loss is {value.item()} on batch {index}: {_culprit(parameters, inputs)}"
             )
         if self.check is not None:
-            self.check(outputs, targets)
+            self.check(outputs, targets, inputs)
         return value
 
     def pieces(self, *, uncounted: bool = False) -> Iterator[tuple[int, float, Batch]]:
@@ -218,6 +218,21 @@ def cut_rows(inputs: Inputs, part: slice, rows: int) -> Inputs:
     if isinstance(inputs, tuple | list):
         return tuple(cut_rows(value, part, rows) for value in inputs)
     return inputs
+
+
+def copied(inputs: Inputs) -> Inputs:
+    """The same with tensors of their own."""
+    if isinstance(inputs, Tensor):
+        return inputs.clone()
+    if isinstance(inputs, dict):
+        return {key: copied(value) for key, value in inputs.items()}
+    return tuple(map(copied, inputs)) if isinstance(inputs, tuple | list) else inputs
+
+
+def is_changed(before: Inputs, copies: Inputs) -> bool:
+    """Whether something has written to copies that were just made."""
+    pairs = zip(tensors_in(before), tensors_in(copies), strict=True)
+    return any(copy._version or not torch.equal(one, copy) for one, copy in pairs)
 
 
 def tensors_in(inputs: Inputs) -> list[Tensor]:

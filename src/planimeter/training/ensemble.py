@@ -293,7 +293,9 @@ def _check_rows(model: nn.Module, loss: Loss, data: MemberData) -> None:
     with torch.no_grad():
         outputs, targets = model(data.inputs[some]), data.labels[some]
         check = MeanCheck(loss, lambda _, targets: float(len(targets)), lambda: len(some))
-        if math.isfinite(float(loss(outputs, targets))) and not check.look(outputs, targets):
+        if math.isfinite(float(loss(outputs, targets))) and not check.look(
+            outputs, targets, data.inputs[some]
+        ):
             raise InputError(
                 f"the loss is not a mean over rows: {check.words}; train these networks one by one"
             )
