@@ -11,6 +11,7 @@ from planimeter.models.resnet import cifar_resnet
 from planimeter.symmetry import audit
 from planimeter.symmetry.audit import CHANGES, CLAIMED, INVARIANT
 
+from . import attention_nets
 from .networks import LeNet
 
 F = nn.functional
@@ -122,7 +123,38 @@ def test_a_network_without_rescalings_says_why():
     assert list(found.changes) == ["logits"]
     assert "gelu" in found.absent["layer"].lower()
     assert found.verdict("trace") == "not tested"
+    assert found.absent["layer"].startswith("none found")
     assert found.to_report() == []
+    assert list(found.to_report().untested) == ["trace"]
+    assert "not tested (no rescaling was found" in str(found)
+
+
+def test_rescalings_of_attention_change_the_curvature():
+    """Query against key, value against output: the loss stays, the largest eigenvalue does not."""
+    torch.manual_seed(0)
+    model = attention_nets.Hand().double()
+    data = torch.randn(12, 6, 5).double(), torch.randint(0, 3, (12,))
+    landscape = LossLandscape(model, F.cross_entropy, data)
+    names = ["top_eigenvalue", "rangamani", "adaptive_eigenvalue", "fisher_rao_norm"]
+    found = audit(landscape, names, settings={"adaptive_eigenvalue": {"tolerance": 1e-6}})
+    assert {"q → k", "v → o"} <= set(found.names["layer"])
+    assert found.verdict("top_eigenvalue") == CHANGES
+    assert found.verdict("adaptive_eigenvalue") == INVARIANT
+    assert found.changes["layer"]["rangamani"].verdict == INVARIANT
+    assert len(str(found)) < 4000
+    assert len(repr(found)) < 200
+
+
+def test_a_part_of_a_matrix_is_no_layer():
+    """Query and key of one matrix rescale against each other, which no layer's norm allows."""
+    torch.manual_seed(0)
+    model = attention_nets.Packed().double()
+    data = torch.randn(12, 6, 5).double(), torch.randint(0, 3, (12,))
+    found = audit(LossLandscape(model, F.cross_entropy, data), ["rangamani"])
+    assert found.names["layer"] == ("o → last",)
+    assert "a part of qkv → another part of it" in found.names["neuron"]
+    assert found.changes["layer"]["rangamani"].verdict == INVARIANT
+    assert found.changes["neuron"]["rangamani"].verdict == CHANGES
 
 
 def test_a_network_that_cannot_be_traced_says_so():

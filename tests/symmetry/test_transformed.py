@@ -71,5 +71,7 @@ def test_curvature_moves_as_the_chain_rule_says(small_landscape):
 
 
 def test_alpha_scaling_says_which_layers_there_are(small_landscape):
-    with pytest.raises(InputError, match=r"'2' cannot be rescaled; these can: 0 \('2': its output"):
+    with pytest.raises(
+        InputError, match=r"no rescaling of layer '2' was found; these can be: 0 \('2': its output"
+    ):
         alpha_scaling(small_landscape, "2", 2.0)

@@ -33,11 +33,12 @@ from planimeter.cli.output import (
     progress_bar,
 )
 from planimeter.flatness import MEASURES
-from planimeter.report.audit import percent, save_audit_figure
+from planimeter.report.audit import save_audit_figure
 from planimeter.report.files import check_figure_path
 from planimeter.symmetry import Audit
 from planimeter.symmetry import audit as run_audit
 from planimeter.symmetry.audit import INVARIANT
+from planimeter.symmetry.audit_text import percent
 
 
 def audit(
@@ -141,7 +142,7 @@ def _print(found: Audit, title: str, seconds: float) -> None:
         shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         output.print(f"{kind}: {shown}", highlight=False, markup=False)
     for kind, why in found.absent.items():
-        output.print(f"{kind}: none ({why})", highlight=False, markup=False)
+        output.print(f"{kind}: {why}", highlight=False, markup=False)
     for name, why in found.refused.items():
         output.print(f"{name} does not apply: {why}", highlight=False, markup=False)
     quick = {n: MEASURES[n].quick for n in found.values if MEASURES[n].quick}
@@ -152,6 +153,9 @@ def _print(found: Audit, title: str, seconds: float) -> None:
         )
         output.print(f"cheaper than measure's: {shown}", highlight=False, markup=False)
     steady = found.to_report()
+    for why in dict.fromkeys(steady.untested.values()):
+        untested = [name for name, own in steady.untested.items() if own == why]
+        output.print(f"not tested: {', '.join(untested)} ({why})", highlight=False, markup=False)
     changing = [name for name in found.values if "changes" in found.verdict(name)]
     if steady and changing:
         output.print(

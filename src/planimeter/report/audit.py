@@ -12,6 +12,7 @@ from planimeter.files import whole
 from planimeter.flatness import MEASURES
 from planimeter.report.files import check_figure_path
 from planimeter.symmetry.audit import CLAIMED, INVARIANT, UNCLEAR, Audit
+from planimeter.symmetry.audit_text import percent
 
 _FLOOR, _CEILING = 1e-6, 1e6
 
@@ -62,20 +63,6 @@ def audit_figure(audit: Audit, title: str) -> Any:
 def _both(name: str, symbol: str) -> str:
     """A measure as commands call it, and its symbol where that says more."""
     return name if symbol.replace(" ", "_").lower() == name else f"{name}   {symbol}"
-
-
-def percent(relative: float, error: float = 0.0) -> str:
-    """`+12 ± 3 %`, or a factor where that is shorter to read."""
-    if not math.isfinite(relative):
-        return "from 0" if relative > 0 else "not finite"
-    if abs(relative) < 5e-4 and not error:
-        return "0"
-    if -0.9 < relative < 2:
-        own = f"{100 * relative:+.2g}" if abs(relative) < 0.995 else f"{100 * relative:+.0f}"
-        spread = f" ± {100 * error:.1g}" if error < 0.095 else f" ± {100 * error:.0f}"
-        return f"{own}{spread if error > 5e-4 else ''} %"
-    spread = f" ± {error:.1g}" if error < 0.95 else f" ± {error:.0f}"
-    return f"×{1 + relative:.2g}{spread if error > 5e-3 else ''}"
 
 
 def save_audit_figure(audit: Audit, path: Path, title: str) -> None:

@@ -23,13 +23,16 @@ from planimeter.estimate import Estimate
 from planimeter.flatness import MEASURES, all_names, measure
 from planimeter.flatness.registry import check_settings
 from planimeter.landscape import LossLandscape
+from planimeter.symmetry.audit_text import audit_text
 from planimeter.symmetry.finding import find_rescalings
-from planimeter.symmetry.rescalings import Rescalings
+from planimeter.symmetry.rescalings import Rescaling, Rescalings
 from planimeter.symmetry.transformed import rescaled
 
 INVARIANT, CHANGES, CLAIMED, UNCLEAR, UNTESTED = (
     "invariant", "changes", "claimed invariant but changes", "within its error", "not tested",
 )  # fmt: skip
+SHOWN = 3
+"""Reasons that are written out."""
 SAME_FUNCTION = ("layer", "neuron", "batch_norm")
 LOGITS = "logits"
 HERE = "as it is"
@@ -53,7 +56,22 @@ class Change:
     verdict: str
 
 
-@dataclass(frozen=True)
+class Reportable(list[str]):
+    """Names of the measures to report, and of those that were not tested the reason."""
+
+    def __init__(self, names: Iterable[str], untested: dict[str, str]) -> None:
+        super().__init__(names)
+        self.untested = untested
+
+    def __str__(self) -> str:
+        lines = [f"report: {', '.join(self)}"] if self else ["no measure was found invariant"]
+        for why in dict.fromkeys(self.untested.values()):
+            names = [name for name, own in self.untested.items() if own == why]
+            lines.append(f"not tested ({why}): {', '.join(names)}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, repr=False)
 class Audit:
     """Measures times rescalings.
 
@@ -91,9 +109,21 @@ class Audit:
             return worst or (UNCLEAR if UNCLEAR in found else INVARIANT)
         return UNTESTED
 
-    def to_report(self) -> list[str]:
-        """The measures that were invariant under every rescaling that the network has."""
-        return [name for name in self.values if self.verdict(name) == INVARIANT]
+    def to_report(self) -> Reportable:
+        """The measures that were invariant under every rescaling that was found.
+
+        Where none was found, or a measure does not apply to what it gives, nothing is known of
+        it: `untested` of the answer says of which measures, and why.
+        """
+        names = [name for name in self.values if self.verdict(name) == INVARIANT]
+        untested = {n: self._why(n) for n in self.values if self.verdict(n) == UNTESTED}
+        return Reportable(names, untested)
+
+    def __str__(self) -> str:
+        return audit_text(self)
+
+    def __repr__(self) -> str:
+        return f"Audit({len(self.values)} measures, {', '.join(self.changes) or 'not rewritten'})"
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
@@ -118,6 +148,12 @@ class Audit:
             "tolerance": self.tolerance,
             "seed": self.seed,
         }  # fmt: skip
+
+    def _why(self, name: str) -> str:
+        if not self._same():
+            return "no rescaling was found that leaves the function as it is"
+        missing = [kind for kind in self._same() if name not in self.changes[kind]]
+        return f"it does not apply to the network rewritten by {' and '.join(missing)}"
 
     def _same(self) -> list[str]:
         return [kind for kind in SAME_FUNCTION if kind in self.changes]
@@ -210,15 +246,15 @@ def _rewritten(
     written: dict[str, Callable[[], LossLandscape]] = {}
     touched: dict[str, tuple[str, ...]] = {}
     absent: dict[str, str] = {}
-    why = "; ".join(found.refused[:3]) or "it has no two layers in a row"
+    why = "; ".join(found.refused[:SHOWN]) or "no layer was seen that another one reads"
+    if len(found.refused) > SHOWN:
+        why += f"; and {len(found.refused) - SHOWN} more"
     for kind in SAME_FUNCTION:
         wanted = "batch_norm" if kind == "batch_norm" else "linear"
-        part = [r for r in found if r.kind == wanted and (kind != "neuron" or r.channels > 1)]
+        part = [r for r in found if r.kind == wanted and _is_of(kind, r)]
         if not part:
-            absent[kind] = (
-                "no layer is followed by BatchNorm" if kind == "batch_norm" else
-                f"no {kind} can be rescaled without changing the function: {why}"
-            )  # fmt: skip
+            parts = kind == "layer" and any(r.kind == wanted for r in found)
+            absent[kind] = f"none found: {'only parts of layers, see neuron; ' * parts}{why}"
             continue
         own = replace(found, found=tuple(part))
         factors = (
@@ -235,6 +271,13 @@ def _rewritten(
         written[LOGITS] = lambda: louder
         touched[LOGITS] = ("the last layer",)
     return written, touched, absent
+
+
+def _is_of(kind: str, rescaling: Rescaling) -> bool:
+    """A layer is multiplied as a whole; what has parts is left to the neurons."""
+    if kind == "layer":
+        return rescaling.whole
+    return kind != "neuron" or rescaling.channels > 1 or not rescaling.whole
 
 
 def _with_louder_logits(landscape: LossLandscape, factor: float) -> LossLandscape | str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,13 @@ from torch import Tensor, fx, nn
 
 from planimeter.errors import InputError
 from planimeter.landscape import Trace, arguments, described
+from planimeter.symmetry import contractions
 from planimeter.symmetry.operations import (
+    CONTRACTIONS,
     CONVOLUTIONS,
     ENTRYWISE,
     MOVING,
+    NORMALISATIONS,
     PADDING,
     POOLING,
     REDUCING,
@@ -67,19 +70,57 @@ class Flow:
         self.trace, self.units = trace, Units()
         self.uses: list[Use] = []
         self._values: dict[fx.Node, Any] = {}
-        self._times_used: Counter[str] = Counter()
+        self._shapes = {n: node.meta["val"].shape for node, n in trace.tensors.items()}
+        self._views: dict[fx.Node, tuple[str, Int[Tensor, "*shape"]]] = {}
+        self._parts: dict[fx.Node, tuple[str, list[Tensor]]] = {}
+        self._taken: defaultdict[str, list[Tensor | None]] = defaultdict(list)
         for node in trace.graph.nodes:
             if node.op == "placeholder":
                 self._values[node] = self._placeholder(node)
             elif node.op == "call_function":
-                self._times_used.update(self._tensor_names(node))
                 self._values[node] = self._call(node)
+                self._follow_parameters(node)
             elif node.op == "output":
                 for value in self._operands(node):
                     self.units.fix(value, "its output is the network's output")
             else:
                 self._values[node] = self._constant(node, "it meets a constant of the model")
         self._fix_what_is_tied_or_frozen()
+
+    # -- for what knows single operations -----------------------------------------------------
+
+    def units_of(self, node: fx.Node) -> Int[Tensor, "*shape"]:
+        """The units of a tensor's entries."""
+        return self._values[node]
+
+    def parameter(self, node: fx.Node | None) -> str | None:
+        """The name of the parameter or buffer that a tensor is, or is a view of."""
+        if node is None:
+            return None
+        return self._views[node][0] if node in self._views else self.trace.tensors.get(node)
+
+    def use(self, node: fx.Node, power: int, units: Tensor, **more: Any) -> None:
+        """A parameter or buffer scales with units, whose shape broadcasts to its own."""
+        tensor = self.parameter(node)
+        assert tensor is not None
+        if node in self._views:
+            index = self._views[node][1]
+            whole = torch.full(self._shapes[tensor], ZERO)
+            whole.view(-1)[index.reshape(-1)] = units.expand(index.shape).reshape(-1)
+            units = whole
+        layer = tensor.rpartition(".")[0] or tensor
+        self.uses.append(Use(layer, tensor, power, units, **more))
+
+    def added(self, node: fx.Node) -> Any:
+        """The units of a summand; a parameter that is added has some of its own."""
+        name, value = self.parameter(node), self._values[node]
+        if name is None or name not in self.trace.trainable or value.numel() > LARGEST_ADDED:
+            return value
+        units = self.units.new(*value.shape)
+        self.use(node, 1, units)
+        return units
+
+    # -- the graph ----------------------------------------------------------------------------
 
     def _placeholder(self, node: fx.Node) -> Any:
         if node in self.trace.inputs:
@@ -90,7 +131,7 @@ class Flow:
     def _fix_what_is_tied_or_frozen(self) -> None:
         parameters = self.trace.trainable
         for use in self.uses:
-            if self._times_used[use.tensor] > 1 or use.tensor in self.trace.shared:
+            if self._overlaps(use.tensor) or use.tensor in self.trace.shared:
                 self.units.fix(use.units, f"{use.tensor!r} is used more than once")
             if not use.absorbs and use.tensor not in parameters:
                 self.units.fix(use.units, f"{use.tensor!r} is frozen")
@@ -114,14 +155,26 @@ class Flow:
             return handed_on
         self._refuse_lost_zeros(node)
         result = None
-        if self._first(given) is None:
+        if self._first(given) is None and name != "einsum":
             pass
         elif name in SUMS:
             result = self._sum(node, given)
         elif name in ("mul", "div"):
             result = self._product(node, name, given)
-        elif name in ("linear", "matmul", "mm"):
-            result = self._linear(node, name, given)
+        elif name in ("square", "pow"):
+            result = self._power(node, given)
+        elif name == "glu":
+            result = self._gated(node, given)
+        elif name in CONTRACTIONS:
+            result = contractions.contracted(self, node, name, given)
+        elif name == "bilinear":
+            result = contractions.bilinear(self, node, given)
+        elif name == "scaled_dot_product_attention":
+            result = contractions.attention(self, node, given)
+        elif name in NORMALISATIONS:
+            result = self._normalised(node, name, given)
+        elif name == "embedding":
+            result = self._embedded(node, given)
         elif name in CONVOLUTIONS and not given.get("transposed"):
             result = self._convolution(node, given, transposed=False)
         elif name in TRANSPOSED:
@@ -163,14 +216,8 @@ class Flow:
         if not all(isinstance(units, Tensor) for units in operands.values()):
             return None
         # Doubles, since some paddings know no integers; they hold any unit exactly.
-        as_numbers = {n: units.double() for n, units in operands.items()}
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), as_numbers.__getitem__)
-        target: Any = node.target
-        if name in RESHAPING:
-            target = torch.ops.aten.reshape.default
-        try:
-            moved = target(*args, **kwargs)
-        except (RuntimeError, TypeError):  # a variant that knows no doubles on the CPU
+        moved = _on(node, {n: units.double() for n, units in operands.items()})
+        if moved is None:
             return None
         if isinstance(moved, Tensor):
             return compressed(moved.long())
@@ -191,19 +238,10 @@ class Flow:
         left, right = (given[key] for key in ("self", "other"))
         if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
             return None
-        both = [self._added(left), self._added(right)]
+        both = [self.added(left), self.added(right)]
         if not all(isinstance(units, Tensor) for units in both):
             return None
         return self.units.unite(*both)
-
-    def _added(self, node: fx.Node) -> Any:
-        """The units of a summand; a parameter that is added has some of its own."""
-        name, value = self.trace.tensors.get(node), self._values[node]
-        if name is None or name not in self.trace.trainable or value.numel() > LARGEST_ADDED:
-            return value
-        units = self.units.new(*value.shape)
-        self._use(name, 1, units)
-        return units
 
     def _product(self, node: fx.Node, name: str, given: dict[str, Any]) -> Tensor | None:
         left, right = given["self"], given["other"]
@@ -215,33 +253,57 @@ class Flow:
             return one.expand(shape)
         if not isinstance(other, Tensor):
             return None
-        if self.units.is_fixed(other):
-            return one.expand(shape)
         # In place, views of the first factor would not hear of its new units.
-        in_place = node.target._schema.is_mutable  # type: ignore[union-attr]
-        if name == "mul" and self.units.is_fixed(one) and not in_place:
-            return other.expand(shape)
-        return None
+        if node.target._schema.is_mutable:  # type: ignore[union-attr]
+            return one.expand(shape) if self.units.is_fixed(other) else None
+        if name == "div":
+            return one.expand(shape) if self.units.is_fixed(other) else None
+        reason = f"{described(node)} multiplies it"
+        return self.units.product(one, other, reason, contractions.LARGEST)
 
-    def _linear(self, node: fx.Node, name: str, given: dict[str, Any]) -> Tensor | None:
-        x, weight = list(given.values())[:2]
-        inputs, parameter = self._values[x], self.trace.tensors.get(weight)
-        if parameter is None or self._values[weight].ndim != 2:
+    def _power(self, node: fx.Node, given: dict[str, Any]) -> Tensor | None:
+        units, exponent = self._first(given), given.get("exponent", 2)
+        if units is None or exponent not in range(1, 9):
             return None
-        read = self.units.together(inputs, range(inputs.ndim - 1)).reshape(-1)
-        flipped = name != "linear"  # x @ W rather than x @ W.T
-        written = self.units.new(self._values[weight].shape[1 if flipped else 0])
-        self._use(parameter, 1, written[None, :] if flipped else written[:, None])
-        self._use(parameter, -1, read[:, None] if flipped else read[None, :])
-        return self._with_bias(node, given, written, -1)
+        if node.target._schema.is_mutable:  # type: ignore[union-attr]
+            return None
+        return self.units.power(units, int(exponent), f"{described(node)} takes its power")
+
+    def _gated(self, node: fx.Node, given: dict[str, Any]) -> Tensor:
+        """The first half of the channels times the logistic function of the second."""
+        passed, gate = self.units_of(given["self"]).chunk(2, given["dim"])
+        self.units.fix(gate, f"{described(node)} takes the logistic function of it")
+        return passed
+
+    def _normalised(self, node: fx.Node, name: str, given: dict[str, Any]) -> Tensor | None:
+        """What a normalisation is given is fixed; its scale and shift write units."""
+        weight, bias = given["weight"], given.get("bias")
+        if self.parameter(weight) is None or (bias and self.parameter(bias) is None):
+            return None
+        reason = f"{described(node)} is not known to be positively homogeneous"
+        self.units.fix(self.units_of(given["input"]), reason)
+        written = self.units.new(*self.units_of(weight).shape)
+        self.use(weight, 1, written)
+        if bias is not None:
+            self.use(bias, 1, written)
+        if name == "group_norm":
+            return self._channels(node, written, 1)
+        return written.expand(node.meta["val"].shape)
+
+    def _embedded(self, node: fx.Node, given: dict[str, Any]) -> Tensor | None:
+        if self.parameter(given["weight"]) is None:
+            return None
+        written = self.units.new(self.units_of(given["weight"]).shape[1])
+        self.use(given["weight"], 1, written[None, :])
+        return written.expand(node.meta["val"].shape)
 
     def _convolution(
         self, node: fx.Node, given: dict[str, Any], *, transposed: bool
     ) -> Tensor | None:
         inputs, weight = self._values[given["input"]], given["weight"]
-        parameter, shape = self.trace.tensors.get(weight), self._values[weight].shape
+        shape = self._values[weight].shape
         groups, window = int(given.get("groups", 1)), (1,) * (len(shape) - 2)
-        if parameter is None:
+        if self.parameter(weight) is None:
             return None
         channel = inputs.ndim - len(window) - 1
         others = [dim for dim in range(inputs.ndim) if dim != channel]
@@ -249,13 +311,13 @@ class Flow:
         if transposed:  # weight: all inputs x a group's outputs
             written = self.units.new(groups, shape[1])
             rows = written[:, None].expand(groups, shape[0] // groups, shape[1])
-            self._use(parameter, 1, rows.reshape(shape[0], shape[1], *window))
-            self._use(parameter, -1, read.reshape(shape[0], 1, *window))
+            self.use(weight, 1, rows.reshape(shape[0], shape[1], *window))
+            self.use(weight, -1, read.reshape(shape[0], 1, *window))
         else:  # weight: all outputs x a group's inputs
             written = self.units.new(shape[0])
             columns = read[:, None].expand(groups, shape[0] // groups, shape[1])
-            self._use(parameter, 1, written.reshape(shape[0], 1, *window))
-            self._use(parameter, -1, columns.reshape(shape[0], shape[1], *window))
+            self.use(weight, 1, written.reshape(shape[0], 1, *window))
+            self.use(weight, -1, columns.reshape(shape[0], shape[1], *window))
         return self._with_bias(node, given, written.reshape(-1), channel)
 
     def _with_bias(
@@ -263,29 +325,27 @@ class Flow:
     ) -> Tensor:
         bias = given.get("bias")
         if bias is not None:
-            name = self.trace.tensors.get(bias)
-            if name is None:
+            if self.parameter(bias) is None:
                 self.units.fix(written, f"{described(node)} has a bias that is computed")
             else:
-                self._use(name, 1, written)
+                self.use(bias, 1, written)
         return self._channels(node, written, channel)
 
     def _batch_norm(self, node: fx.Node, given: dict[str, Any]) -> Tensor | None:
-        tensors = self.trace.tensors
-        mean, variance = (tensors.get(given[k]) for k in ("running_mean", "running_var"))
-        weight, bias = (tensors.get(given[k]) for k in ("weight", "bias"))
-        if given["training"] or mean is None or variance is None:
+        mean, variance = (given[k] for k in ("running_mean", "running_var"))
+        weight, bias = (given[k] for k in ("weight", "bias"))
+        if given["training"] or not all(self.parameter(n) is not None for n in (mean, variance)):
             return None
         inputs = self._values[given["input"]]
         read = self.units.together(inputs, [d for d in range(inputs.ndim) if d != 1]).reshape(-1)
-        self._use(mean, 1, read, absorbs=True)
-        self._use(variance, 1, read, absorbs=True, epsilon=float(given["eps"]))
+        self.use(mean, 1, read, absorbs=True)
+        self.use(variance, 1, read, absorbs=True, epsilon=float(given["eps"]))
         written = self.units.new(len(read))
-        if weight is None or bias is None:
+        if self.parameter(weight) is None or self.parameter(bias) is None:
             self.units.fix(written, f"{described(node)} has no weight and bias to rescale")
         else:
-            self._use(weight, 1, written)
-            self._use(bias, 1, written)
+            self.use(weight, 1, written)
+            self.use(bias, 1, written)
         return self._channels(node, written, 1)
 
     def _opaque(self, node: fx.Node) -> Any:
@@ -301,10 +361,6 @@ class Flow:
         return units if isinstance(units, Tensor) else None
 
     # -- helpers ------------------------------------------------------------------------------
-
-    def _use(self, tensor: str, power: int, units: Tensor, **more: Any) -> None:
-        layer = tensor.rpartition(".")[0] or tensor
-        self.uses.append(Use(layer, tensor, power, units, **more))
 
     def _constant(self, node: fx.Node, reason: str) -> Any:
         value = node.meta.get("val")
@@ -333,19 +389,68 @@ class Flow:
         flat = [v for value in values for v in (value if isinstance(value, list) else [value])]
         return [v for v in flat if isinstance(v, Tensor)]
 
-    def _tensor_names(self, node: fx.Node) -> list[str]:
-        """Parameters and buffers among the operands, as often as they occur."""
-        found: list[str] = []
-
-        def look(operand: fx.Node) -> None:
+    def _follow_parameters(self, node: fx.Node) -> None:
+        """What a view shows of a parameter; or which entries of parameters are used up here."""
+        taken: list[fx.Node] = []
+        fx.node.map_arg((node.args, node.kwargs), taken.append)
+        if len(taken) == 1 and self._seen(node, taken[0]):
+            return
+        for operand in taken:
             if operand in self.trace.tensors:
-                found.append(self.trace.tensors[operand])
+                self._taken[self.trace.tensors[operand]].append(None)
+            elif operand in self._views:
+                name, index = self._views[operand]
+                self._taken[name].append(index)
 
-        fx.node.map_arg((node.args, node.kwargs), look)
-        return found
+    def _seen(self, node: fx.Node, source: fx.Node) -> bool:
+        """Whether an operation only shows a part of a parameter, or turns it."""
+        if node.target is operator.getitem:
+            parts = self._parts.get(source)
+            if parts is not None:
+                self._views[node] = parts[0], parts[1][node.args[1]]  # type: ignore[index]
+            return parts is not None
+        schema = getattr(node.target, "_schema", None)
+        name = schema.name.removeprefix("aten::") if schema else ""
+        if name not in MOVING - PADDING or (schema and schema.is_mutable):
+            return False
+        if source in self.trace.tensors:
+            tensor = self.trace.tensors[source]
+            shape = self._values[source].shape
+            index = torch.arange(shape.numel(), dtype=torch.float64).reshape(shape)
+        elif source in self._views:
+            tensor, index = self._views[source][0], self._views[source][1].double()
+        else:
+            return False
+        moved = _on(node, {source: index})
+        if isinstance(moved, Tensor):
+            self._views[node] = tensor, moved.long()
+        elif moved is not None:
+            self._parts[node] = tensor, [part.long() for part in moved]
+        return moved is not None
+
+    def _overlaps(self, tensor: str) -> bool:
+        """Whether an entry of a parameter is used more than once."""
+        taken = self._taken[tensor]
+        indices = [index.reshape(-1) for index in taken if index is not None]
+        if len(taken) != len(indices):
+            return len(taken) > 1
+        entries = torch.cat([torch.zeros(0, dtype=torch.long), *indices])
+        return len(torch.unique(entries)) < len(entries)
 
     def _refuse_lost_zeros(self, node: fx.Node) -> None:
         """Zeros that are overwritten in place would go on fitting with any factor elsewhere."""
         schema = node.target._schema  # type: ignore[union-attr]
         if schema.is_mutable and any(bool((u == ZERO).any()) for u in self._operands(node)):
             raise InputError(f"{described(node)} writes into padded zeros in place")
+
+
+def _on(node: fx.Node, operands: dict[fx.Node, Tensor]) -> Any:
+    """What an operation that moves entries makes of other tensors; None where it does not run."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), operands.__getitem__)
+    target: Any = node.target
+    if target._schema.name.removeprefix("aten::") in RESHAPING:
+        target = torch.ops.aten.reshape.default
+    try:
+        return target(*args, **kwargs)
+    except (RuntimeError, TypeError):  # a variant that knows no doubles on the CPU
+        return None

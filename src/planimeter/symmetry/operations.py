@@ -13,7 +13,20 @@ MOVING = (
     RESHAPING
     | PADDING
     | frozenset({"reshape", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze"})
-    | frozenset({"permute", "transpose", "t", "numpy_T", "movedim", "swapaxes", "flip", "roll"})
+    | frozenset(
+        {
+            "permute",
+            "transpose",
+            "t",
+            "numpy_T",
+            "mT",
+            "adjoint",
+            "movedim",
+            "swapaxes",
+            "flip",
+            "roll",
+        }
+    )
     | frozenset({"expand", "expand_as", "repeat", "tile", "cat", "concat", "stack"})
     | frozenset({"slice", "select", "narrow", "chunk", "split", "split_with_sizes", "unbind"})
     | frozenset({"tensor_split", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"})
@@ -26,3 +39,5 @@ SUMS = frozenset({"add", "sub", "maximum", "minimum"})
 """Homogeneous where both operands have the same factor."""
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d", "convolution"})
 TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+CONTRACTIONS = frozenset({"linear", "matmul", "mm", "bmm", "einsum", "addmm", "baddbmm"})
+NORMALISATIONS = frozenset({"layer_norm", "group_norm", "rms_norm"})

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from planimeter.errors import InputError
 
+SHOWN = 12
+"""Rescalings and reasons that are printed."""
 VARIANCE_SLACK = 1e-12
 """Part of BatchNorm's epsilon that a rescaled variance of zero may miss zero by."""
 
@@ -34,7 +36,8 @@ class Scaling:
 
     Arguments:
         tensor: name of a parameter or buffer t.
-        power: 1 where t is multiplied by d, -1 where it is divided.
+        power: 1 where t is multiplied by d, -1 where it is divided; another where d enters a
+            product several times.
         channel: of the shape of t, or one that broadcasts to it: which factor each entry takes,
             -1 for none.
         epsilon: None; or for a running variance that of its BatchNorm,
@@ -42,7 +45,7 @@ class Scaling:
     """
 
     tensor: str
-    power: int
+    power: float
     channel: Int[Tensor, "*shape"]
     epsilon: float | None = None
 
@@ -56,6 +59,7 @@ class Rescaling:
         kind: "linear" (weights make up for weights) or "batch_norm" (running statistics do).
         channels: number of factors; 1 where only the layer as a whole can be rescaled.
         layers: those that are multiplied.
+        whole: whether one factor for all channels multiplies every tensor by one number.
         smallest: factors below these would make a running variance negative; zeros without one.
         scalings: what happens to each tensor.
     """
@@ -66,6 +70,7 @@ class Rescaling:
     layers: tuple[str, ...] = field(repr=False)
     smallest: Float[Tensor, " channels"] = field(repr=False)
     scalings: tuple[Scaling, ...] = field(repr=False)
+    whole: bool = field(default=True, repr=False)
 
     def apply(self, state: Mapping[str, Tensor], factor: float | Tensor) -> dict[str, Tensor]:
         """The state after the rescaling; what it does not touch is passed on.
@@ -110,7 +115,7 @@ class Rescaling:
         by = torch.cat([factors, factors.new_ones(1)])[scaling.channel].to(tensor.device)
         old = tensor.detach().double()
         if scaling.epsilon is None:
-            new = old * by if scaling.power > 0 else old / by
+            new = old / by if scaling.power == -1 else old * by**scaling.power
         else:
             new = by.square() * (old + scaling.epsilon) - scaling.epsilon
             new = torch.where(by == 1, old, new)
@@ -123,7 +128,7 @@ class Rescaling:
         return new.to(tensor.dtype).requires_grad_(tensor.requires_grad)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rescalings(Sequence[Rescaling]):
     """The rescalings of a network, in the order in which it computes.
 
@@ -145,6 +150,19 @@ class Rescalings(Sequence[Rescaling]):
 
     def __iter__(self) -> Iterator[Rescaling]:
         return iter(self.found)
+
+    def __str__(self) -> str:
+        lines = [f"{r.name}: {r.channels} factors" for r in self.found[:SHOWN]]
+        if len(self.found) > SHOWN:
+            lines.append(f"and {len(self.found) - SHOWN} more rescalings")
+        lines = lines or ["none found"]
+        lines += [f"not rescaled: {reason}" for reason in self.refused[:SHOWN]]
+        if len(self.refused) > SHOWN:
+            lines.append(f"and {len(self.refused) - SHOWN} more reasons")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Rescalings({len(self.found)} found, {len(self.refused)} layers refused)"
 
     def layer_factors(self, generator: torch.Generator, spread: float) -> list[Tensor]:
         """A random factor for each rescaling, log-uniform in [1/spread, spread].

@@ -83,8 +83,8 @@ def alpha_scaling(
     if not any(layer in rescaling.layers for rescaling in rescalings):
         possible = [name for rescaling in rescalings for name in rescaling.layers]
         raise InputError(
-            f"layer {layer!r} cannot be rescaled; "
-            + (f"these can: {', '.join(possible)}" if possible else "no layer of the model can")
+            f"no rescaling of layer {layer!r} was found; "
+            + (f"these can be: {', '.join(possible)}" if possible else "nor of any other layer")
             + "".join(f" ({reason})" for reason in rescalings.refused if f"{layer!r}" in reason)
         )
     factors = [alpha if layer in rescaling.layers else 1.0 for rescaling in rescalings]

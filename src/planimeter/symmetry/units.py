@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from planimeter.symmetry.exponents import Exponents, Product, solved
+
 ZERO = -1
 """The unit of an entry that is always zero: it fits with any factor."""
 
@@ -24,6 +26,7 @@ class Units:
     def __init__(self) -> None:
         self._parents: list[int] = []
         self._reasons: dict[int, dict[str, None]] = {}
+        self._products: list[Product] = []
 
     def new(self, *shape: int) -> Int[Tensor, "*shape"]:
         """New units, free ones."""
@@ -77,6 +80,43 @@ class Units:
             return torch.where(left == ZERO, right, left)
         return left
 
+    def product(
+        self, left: Int[Tensor, "*left"], right: Int[Tensor, "*right"], reason: str, most: int
+    ) -> Int[Tensor, "*shape"] | None:
+        """Entry by entry, broadcast: the units of products; None for more than `most` entries.
+
+        Arguments:
+            reason: where they are multiplied, in words.
+        """
+        left, right = torch.broadcast_tensors(left, right)
+        few_left, few_right = _without_repeats(left, right)
+        if few_left.numel() > most:
+            return None
+        flat = torch.stack([few_left.reshape(-1), few_right.reshape(-1)], 1)
+        pairs, place = torch.unique(flat, dim=0, return_inverse=True)
+        known: dict[tuple[int, int], int] = {}
+        found = [self._product(one, two, reason, known) for one, two in pairs.tolist()]
+        few = torch.tensor(found, dtype=torch.long)[place].reshape(few_left.shape)
+        return few.expand(left.shape)
+
+    def power(self, units: Int[Tensor, "*shape"], exponent: int, reason: str) -> Tensor:
+        """Entry by entry the units of a power, at least 1."""
+        (few,) = _without_repeats(units)
+        own, place = torch.unique(few, return_inverse=True)
+        found = [self._follows({unit: exponent}, reason) for unit in own.tolist()]
+        return torch.tensor(found, dtype=torch.long)[place].reshape(few.shape).expand(units.shape)
+
+    def solve(self) -> dict[int, Exponents]:
+        """Units that follow from others by the products; those that have to be 1 are fixed."""
+        while True:
+            fixed = self.fixed_roots()
+            solution, why = solved(self._products, self.find, fixed)
+            ones = {root: reason for root, reason in why.items() if not solution[root]}
+            if not ones:
+                return solution
+            for root, reason in ones.items():
+                self._reasons.setdefault(root, {})[reason] = None
+
     def together(self, units: Int[Tensor, "*shape"], dims: Iterable[int]) -> Int[Tensor, "*united"]:
         """Unite along dimensions, which are kept with size 1."""
         result = units
@@ -97,6 +137,26 @@ class Units:
     def fixed_roots(self) -> set[int]:
         """The units that stand for those fixed to 1."""
         return set(self._reasons)
+
+    def _product(
+        self, left: int, right: int, reason: str, known: dict[tuple[int, int], int]
+    ) -> int:
+        if ZERO in (left, right):
+            return ZERO
+        one, other = sorted((self.find(left), self.find(right)))
+        if one in self._reasons or other in self._reasons:
+            return other if one in self._reasons else one
+        if (one, other) not in known:
+            powers = {one: 2} if one == other else {one: 1, other: 1}
+            known[one, other] = self._follows(powers, reason)
+        return known[one, other]
+
+    def _follows(self, powers: dict[int, int], reason: str) -> int:
+        if ZERO in powers:
+            return ZERO
+        unit = int(self.new())
+        self._products.append(Product(unit, powers, reason))
+        return unit
 
     def _join(self, one: int, other: int) -> None:
         one, other = self.find(one), self.find(other)
