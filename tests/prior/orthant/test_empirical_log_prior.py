@@ -39,7 +39,7 @@ def test_the_stated_error_is_the_spread_over_seeds(digits, n, networks, flipped)
     y[np.random.RandomState(1).permutation(n)[:flipped]] ^= 1
     found = [on_kernel(kernel_of(x, networks, seed), y) for seed in range(20)]
     values = np.array([f.orthant.corrected for f in found])
-    stated = math.sqrt(np.mean([f.kernel_stderr**2 for f in found]))
+    stated = math.sqrt(np.mean([f.kernel_stderr**2 for f in found])) / widening(found[0].dof + 1)
     assert 0.6 < stated / values.std(ddof=1) < 1.6
     # And most of what such a kernel is wrong by on average is the stated bias.
     exact = log_prior(fully_connected_kernel(x, sigma_b=0.1), y, particles=20, runs=2).corrected
@@ -116,10 +116,10 @@ def test_the_jackknifes_interval_covers_the_analytic_kernels_value(digits):
     initialise = gaussian_initialisation(2**0.5, 0.5)
     truth = log_prior(nngp_kernel(net, x, sigma_w=2**0.5, sigma_b=0.5), labels).value
     covered = 0
-    for seed in range(200):
+    for seed in range(100):
         kernel = empirical_kernel(
             net, x, networks=200, sigma_w=2**0.5, sigma_b=0.5, initialise=initialise, seed=seed
         )
         found = empirical_log_prior(kernel, labels, particles=200, seed=seed).debiased
         covered += abs(found.value - truth) <= 1.96 * found.stderr
-    assert 0.92 <= covered / 200 <= 0.985
+    assert 0.9 <= covered / 100 <= 0.99
