@@ -33,6 +33,7 @@ from planimeter.cli.output import (
     progress_bar,
 )
 from planimeter.flatness import MEASURES
+from planimeter.flatness.registry import check_names
 from planimeter.report.audit import save_audit_figure
 from planimeter.report.files import check_figure_path
 from planimeter.symmetry import Audit
@@ -81,6 +82,8 @@ def audit(
     """
     if plot is not None:
         check_figure_path(plot)
+    if names is not None:
+        check_names(names.split(","))
     network = subject(
         model, checkpoint, data, rows=rows, mean=mean, std=std, positive=positive, loss=loss,
         batch_size=batch_size, batch_norm=batch_norm, float64=float64,

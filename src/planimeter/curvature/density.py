@@ -32,6 +32,7 @@ from planimeter.errors import InputError
 from planimeter.estimate import Estimate, standard_error
 from planimeter.operators import CurvatureOperator, check_operator
 from planimeter.operators.memory import free_memory
+from planimeter.printing import short_repr
 
 Progress = Callable[[int, int], None]
 WIDTH = 16
@@ -66,6 +67,9 @@ class SpectralDensity:
     dtype: str = ""
     device: str = ""
     seconds: float = field(default=0.0, compare=False)
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def functional(self, f: Function, what: str = "functional") -> Estimate:
         r"""The sum of f over all eigenvalues, :math:`\mathrm{tr} f(A)`.

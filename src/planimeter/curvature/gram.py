@@ -33,6 +33,7 @@ from planimeter.estimate import Estimate
 from planimeter.landscape import LossLandscape
 from planimeter.operators.batches import Batch, cut_rows
 from planimeter.operators.memory import free_memory
+from planimeter.printing import short_repr
 
 Stages = Callable[[str, int, int], None]
 LARGEST = 20_000
@@ -60,6 +61,9 @@ class GramSpectrum:
     dtype: str = ""
     device: str = ""
     seconds: float = field(default=0.0, compare=False)
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def trace(self) -> Estimate:
         """The sum of the eigenvalues."""

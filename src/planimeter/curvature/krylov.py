@@ -27,6 +27,7 @@ from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.operators import CurvatureOperator, check_operator
 from planimeter.operators.memory import free_memory
+from planimeter.printing import short_repr
 
 Progress = Callable[[int, int], None]
 Scores = Callable[[Float[Tensor, " m"]], Float[Tensor, " m"]]
@@ -70,6 +71,9 @@ class Eigenpairs:
     dtype: str = ""
     device: str = ""
     seconds: float = field(default=0.0, compare=False)
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def __str__(self) -> str:
         rows = zip(

@@ -18,6 +18,7 @@ from torch import Tensor
 from planimeter.curvature.krylov import FLOOR
 from planimeter.curvature.units import unit_of
 from planimeter.errors import InputError
+from planimeter.printing import short_repr
 
 _ROOM = 42  # vectors of a basis, as many as for one matrix
 _KEPT = 20  # Ritz vectors that a full basis shrinks to
@@ -38,6 +39,9 @@ class LargestEigenvalues:
     residuals: Float[Tensor, " B"]
     converged: Bool[Tensor, " B"]
     products: Int[Tensor, " B"]
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def top_eigenvalues_side_by_side(

@@ -13,6 +13,7 @@ from planimeter.curvature.krylov import Eigenpairs, Progress, top_eigenvalues
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.operators import CurvatureOperator
+from planimeter.printing import short_repr
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class SpectralSummary:
     seed: int = 0
     dtype: str = ""
     device: str = ""
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def __str__(self) -> str:
         return "\n".join(

@@ -33,6 +33,7 @@ from planimeter.curvature.xtrace import xtrace
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate, standard_error, widening
 from planimeter.operators import CurvatureOperator, check_operator
+from planimeter.printing import short_repr
 
 Progress = Callable[[int, int], None]
 METHODS = ("hutchinson", "hutch++", "xtrace")
@@ -148,6 +149,9 @@ class DiagonalEstimate:
     dtype: str = ""
     device: str = ""
     seconds: float = field(default=0.0, compare=False)
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def diagonal(

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from planimeter.data.stored import StoredInputs
+from planimeter.printing import short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,3 +26,6 @@ class Dataset:
     test_labels: Int[Tensor, " m"] | None
     classes: int
     class_names: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return short_repr(self)

@@ -20,6 +20,7 @@ from planimeter.data.dataset import Dataset
 from planimeter.data.stored import StoredInputs
 from planimeter.data.wrong_labels import wrong_labels
 from planimeter.errors import InputError
+from planimeter.printing import short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,9 @@ class Split:
     pool_labels: Int[Tensor, " p"]
     classes: int = 2
     wrong: str = "uniform"
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @cached_property
     def train_inputs(self) -> Float[Tensor, "m c *size"]:

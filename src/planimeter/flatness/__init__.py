@@ -4,6 +4,7 @@ from planimeter.flatness.adaptive import average_sharpness, worst_case_sharpness
 from planimeter.flatness.by_layer import measure_layers
 from planimeter.flatness.definition import Measure
 from planimeter.flatness.keskar import KeskarSharpness, keskar_sharpness
+from planimeter.flatness.measurements import LayerMeasurements, Measurements
 from planimeter.flatness.of_ensemble import (
     keskar_sharpness_of_ensemble,
     rangamani_of_ensemble,
@@ -17,7 +18,9 @@ from planimeter.flatness.riemannian import rangamani, rangamani_trace
 __all__ = [
     "MEASURES",
     "KeskarSharpness",
+    "LayerMeasurements",
     "Measure",
+    "Measurements",
     "all_names",
     "average_sharpness",
     "keskar_sharpness",

@@ -14,6 +14,7 @@ from planimeter.errors import InputError, NotApplicableError
 from planimeter.estimate import skewed_standard_error
 from planimeter.landscape import LossLandscape
 from planimeter.operators import CurvatureOperator
+from planimeter.printing import short_repr
 
 Progress = Callable[[int, int], None]
 WIDTH = 16
@@ -46,6 +47,9 @@ class BlockTraces:
     samples: Float[Tensor, "s b"]
     exact: bool
     products: int
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @property
     def values(self) -> Float[Tensor, " b"]:

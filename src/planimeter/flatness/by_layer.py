@@ -15,6 +15,7 @@ from typing import Any
 
 from planimeter.errors import InputError, MeasurementWarning
 from planimeter.estimate import Estimate
+from planimeter.flatness.measurements import LayerMeasurements
 from planimeter.flatness.registry import MEASURES, check_names, check_settings, measure
 from planimeter.landscape import LossLandscape
 
@@ -34,7 +35,7 @@ def measure_layers(
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     refused: Callable[[str, str], None] | None = None,
     finished: Callable[[str, str, Estimate], None] = lambda layer, name, value: None,
-) -> dict[str, dict[str, Estimate]]:
+) -> LayerMeasurements:
     """Flatness measures of each layer, the others held where they are.
 
     Arguments:
@@ -63,7 +64,7 @@ def measure_layers(
             raise InputError(
                 f"{name} is defined for a whole network; by layer there are {possible}"
             )
-    result = {}
+    result = LayerMeasurements()
     wanted = layer_names(landscape) if layers is None else list(layers)
     for layer, part in [(layer, landscape.restricted([layer])) for layer in wanted]:
         result[layer] = measure(

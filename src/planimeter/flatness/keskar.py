@@ -34,6 +34,7 @@ from planimeter.flatness.ascents import (
 from planimeter.flatness.at_points import losses_at, output_directions
 from planimeter.flatness.definition import Measure
 from planimeter.landscape import LossLandscape
+from planimeter.printing import short_repr
 
 METHODS = ("sign", "sgd", "lbfgs")
 _UNIT = Ball("linf", 1.0)
@@ -75,6 +76,9 @@ class KeskarSharpness:
     subspace: int | None
     seed: int
     settings: dict[str, float]
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def as_estimate(self) -> Estimate:
         """The value as an `Estimate` (deterministic given the seed, so without error)."""

@@ -12,6 +12,7 @@ from planimeter.flatness.layers import Layer, Layers, free_layers
 from planimeter.flatness.shared import shared
 from planimeter.flatness.spectral_norms import circular_spectral_norm, spectral_norm
 from planimeter.landscape import LossLandscape
+from planimeter.printing import short_repr
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class LayerNorms:
     frobenius: tuple[float, ...]
     spectral: tuple[Estimate, ...]
     note: str
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def estimate(self, value: float, what: str) -> Estimate:
         """A function of these norms, with what is behind them."""

@@ -24,6 +24,7 @@ from planimeter.flatness import (
 )
 from planimeter.flatness import settings as settings_of
 from planimeter.flatness.definition import Measure
+from planimeter.flatness.measurements import Measurements
 from planimeter.flatness.shared import sharing
 from planimeter.landscape import LossLandscape
 
@@ -66,7 +67,7 @@ def measure(
     progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     refused: Callable[[str, str], None] | None = None,
     finished: Callable[[str, Estimate], None] = lambda name, value: None,
-) -> dict[str, Estimate]:
+) -> Measurements:
     """Several flatness measures of one landscape, each with its error.
 
     Eigenpairs, densities and what products have in common are computed once for those that ask for
@@ -117,4 +118,4 @@ def measure(
                 seconds=time.perf_counter() - started,
             )
             finished(name, results[name])
-    return {name: results[name] for name in chosen if name in results}
+    return Measurements({name: results[name] for name in chosen if name in results})

@@ -25,6 +25,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from planimeter.curvature import top_eigenvalues
 from planimeter.errors import InputError, MeasurementWarning
 from planimeter.landscape import LossLandscape
+from planimeter.printing import short_repr
 
 NORMALISATIONS = ("filter", "layer", "none")
 """Norms taken over from the weights: of each filter, of each tensor, or none."""
@@ -49,6 +50,9 @@ class Direction:
     name: str = "given direction"
     seed: int | None = None
     curvature: float | None = None
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def random_direction(

@@ -24,6 +24,7 @@ from planimeter.errors import InputError, NotApplicableError
 from planimeter.landscape import LossLandscape
 from planimeter.landscape.accuracy import Predictions
 from planimeter.operators.batches import unflatten
+from planimeter.printing import short_repr
 from planimeter.slices.directions import Direction, eigenvector_directions, random_direction
 from planimeter.slices.file import SliceFile
 
@@ -94,6 +95,9 @@ class Slice:
     points: int
     settings: dict[str, Any]
     seconds: float = field(default=0.0, compare=False)
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     @property
     def complete(self) -> bool:

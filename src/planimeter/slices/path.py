@@ -20,6 +20,7 @@ from torch import Tensor
 from planimeter.errors import InputError, MeasurementWarning
 from planimeter.estimate import Estimate
 from planimeter.landscape import LossLandscape
+from planimeter.printing import short_repr
 
 TOLERANCE = 1e-5
 """How far the loss may move, relative to its largest value, and count as unchanged."""
@@ -46,6 +47,9 @@ class SharpnessPath:
     losses: Float[Tensor, " n"]
     loss_change: float
     loss_kept: bool
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def __str__(self) -> str:
         told = "the loss stays the same" if self.loss_kept else "THE LOSS CHANGES"

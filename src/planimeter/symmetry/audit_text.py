@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from planimeter.printing import plain_table
+
 if TYPE_CHECKING:
     from planimeter.symmetry.audit import Audit
 
@@ -20,9 +22,7 @@ def audit_text(audit: Audit) -> str:
         found = [audit.changes[kind].get(name) for kind in kinds]
         cells = ["-" if c is None else percent(c.relative, c.error) for c in found]
         rows.append([name, str(value), *cells, audit.verdict(name)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    lines.append("")
+    lines = [plain_table(rows), ""]
     for kind, names in audit.names.items():
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         lines.append(f"{kind}: {', '.join(names[:SHOWN])}{more}")

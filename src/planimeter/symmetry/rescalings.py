@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from planimeter.errors import InputError
+from planimeter.printing import short_repr
 
 SHOWN = 12
 """Rescalings and reasons that are printed."""
@@ -48,6 +49,9 @@ class Scaling:
     power: float
     channel: Int[Tensor, "*shape"]
     epsilon: float | None = None
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 @dataclass(frozen=True, eq=False)

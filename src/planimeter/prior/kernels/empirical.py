@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from planimeter.errors import InputError
 from planimeter.landscape.modes import evaluation_mode
+from planimeter.printing import short_repr
 from planimeter.prior.kernels.initialisation import check_deviations, reset_all_parameters
 from planimeter.prior.kernels.last_hidden import LastLayer, find_last_layer, last_hidden
 
@@ -78,6 +79,9 @@ class EmpiricalKernel:
     batch_norm: str
     batch_size: int
     seed: int
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def empirical_kernel(

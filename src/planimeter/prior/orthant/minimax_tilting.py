@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planimeter.errors import InputError
+from planimeter.printing import short_repr
 from planimeter.prior.orthant.truncated import draw, inverse_mills
 
 _NEWTON_STEPS = 200
@@ -56,6 +57,9 @@ class MinimaxResult:
     bound: float
     residual: float
     converged: bool
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
 
 def minimax_log_orthant(

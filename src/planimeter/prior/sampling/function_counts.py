@@ -14,6 +14,7 @@ from torch import Tensor
 
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
+from planimeter.printing import short_repr
 from planimeter.prior.sampling.boolean import lempel_ziv_complexity
 from planimeter.prior.sampling.intervals import wilson_interval
 from planimeter.prior.sampling.packing import pack_function, unpack
@@ -48,6 +49,9 @@ class FunctionCounts:
     exact_top: int
     settings: dict[str, Any]
     seconds: float
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def functions(self, top: int | None = None) -> Bool[Tensor, "top n"]:
         """The outputs of the most frequent functions; all of them without `top`."""
