@@ -8,7 +8,7 @@ import torch
 from planimeter.errors import InputError
 from planimeter.study import Study, built_in_studies, load_study, trials_of
 from planimeter.study.spec import parse_study
-from planimeter.study.trial import RESULT_VERSION
+from planimeter.study.trial import RESULT_VERSION, is_key_of
 from planimeter.training import (
     OPTIMISERS,
     Averaging,
@@ -210,11 +210,13 @@ def test_mistakes_in_training_are_named(old, new, message):
         parse_study(TRAINING.replace(old, new), "bad.yaml")
 
 
-def test_only_trials_that_average_have_keys_of_their_own_version():
-    """Their BatchNorm statistics are computed otherwise than once; all others stay as they were."""
-    plain = trials_of(parse_study(GOOD, "good.yaml"))[0]
-    stored = {"version": RESULT_VERSION} | asdict(plain)
-    assert plain.key == sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:16]
-    averaged = replace(plain, training=plain.training | {"averaging": {"start": 1, "every": 1}})
-    stored = {"version": RESULT_VERSION} | asdict(averaged)
-    assert averaged.key != sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:16]
+def test_a_key_is_the_hash_of_all_that_determines_the_result():
+    trial = trials_of(parse_study(GOOD, "good.yaml"))[0]
+    stored = {"version": RESULT_VERSION} | asdict(trial)
+    assert trial.key == sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:16]
+    averaged = replace(trial, training=trial.training | {"averaging": {"start": 1, "every": 1}})
+    assert averaged.key != trial.key
+    for version in range(RESULT_VERSION + 1):
+        stored = {"version": version} | asdict(trial)
+        old = sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()[:16]
+        assert is_key_of(old, asdict(trial))

@@ -55,9 +55,7 @@ from planimeter.training import (
 )
 
 # Raise this when a change of code changes the results of trials: old records then do not count.
-RESULT_VERSION = 4
-# Added for trials that average: BatchNorm's statistics of an average did not count rows once.
-_AVERAGED = 1
+RESULT_VERSION = 6
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,7 @@ class Trial:
     @property
     def key(self) -> str:
         """Hash of the trial: 16 hexadecimal digits."""
-        averaged = self.training.get("averaging") is not None
-        return _key(asdict(self), RESULT_VERSION + (_AVERAGED if averaged else 0))
+        return _key(asdict(self), RESULT_VERSION)
 
     @property
     def label(self) -> str:
@@ -99,7 +96,7 @@ class Trial:
 
 def is_key_of(key: str, trial: dict[str, Any]) -> bool:
     """Whether a key is that of a trial, given as plain data, in this or any earlier version."""
-    return any(key == _key(trial, v) for v in range(RESULT_VERSION + _AVERAGED + 1))
+    return any(key == _key(trial, v) for v in range(RESULT_VERSION + 1))
 
 
 def _key(trial: dict[str, Any], version: int) -> str:
