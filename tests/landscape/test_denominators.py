@@ -269,3 +269,19 @@ def test_a_sum_over_a_constant_is_the_total_in_any_batching():
         torch.testing.assert_close(landscape.hessian().dense(), mean)
     with pytest.raises(InputError, match=f"divide the sum by a constant .* / {ROWS}"):
         LossLandscape(model, nn.CrossEntropyLoss(reduction="sum"), data, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("returns", "words"),
+    [
+        (lambda value: {"loss": value}, "returned a dict.*return that one"),
+        (lambda value: (value, {"accuracy": 1.0}), r"a pair that is not \(sum, count\)"),
+        (lambda value: (value, 1.0, 2.0), "returned a tuple"),
+        (lambda value: value.item(), "returned a float.*drop its .item()"),
+        (lambda value: None, "returned a NoneType"),
+    ],
+)
+def test_a_loss_that_returns_something_else_is_refused(returns, words):
+    model, rows = nn.Linear(3, 2), (torch.randn(6, 3), torch.randint(0, 2, (6,)))
+    with pytest.raises(InputError, match=words):
+        LossLandscape(model, lambda h, y: returns(F.cross_entropy(h, y)), rows)

@@ -3,6 +3,8 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import orthogonal
 
 from planimeter.errors import InputError
 from planimeter.landscape import LossLandscape, evaluation_mode
@@ -168,3 +170,19 @@ def test_weight_norm_has_the_hessian_of_the_same_network_written_by_hand(form, d
             model, torch.nn.functional.cross_entropy, (x, y), products=products
         )
         torch.testing.assert_close(landscape.hessian().dense(), exact)
+
+
+@pytest.mark.parametrize("around", ["autocast", "cached"])
+def test_what_a_caller_has_on_does_not_change_the_derivatives(around):
+    torch.manual_seed(0)
+    model = nn.Sequential(orthogonal(nn.Linear(4, 4)), nn.Tanh(), nn.Linear(4, 3))
+    rows = torch.randn(12, 4), torch.randint(0, 3, (12,))
+    plain = LossLandscape(model, nn.functional.cross_entropy, rows)
+    loss, gradient, hessian = plain.loss(), plain.gradient(), plain.hessian().dense()
+    with torch.autocast("cpu", torch.bfloat16) if around == "autocast" else parametrize.cached():
+        found = LossLandscape(model, nn.functional.cross_entropy, rows)
+        assert found.loss() == pytest.approx(loss, rel=1e-6)
+        torch.testing.assert_close(found.gradient(), gradient, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found.hessian().dense(), hessian, rtol=1e-4, atol=1e-5)
+        assert torch.is_autocast_enabled("cpu") == (around == "autocast")
+        assert bool(parametrize._cache_enabled) == (around == "cached")

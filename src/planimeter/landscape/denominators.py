@@ -136,12 +136,19 @@ def is_pair(value: Any) -> bool:
     """Whether a loss returned (sum, count), both numbers or scalars.
 
     Raises:
-        InputError: it returned a pair of other things, or a count that has a gradient.
+        InputError: it returned anything else, or a count that is negative or not finite.
     """
-    if not isinstance(value, tuple | list) or len(value) != 2:
+    if isinstance(value, Tensor):
         return False
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        end = "drop its .item() or float()" if isinstance(value, int | float) else "return that one"
+        raise InputError(
+            f"the loss returned a {type(value).__name__}; it has to be a scalar tensor, a mean "
+            f"over the rows, or (sum, count): {end}"
+        )
     total, count = value
-    if not isinstance(total, Tensor) or total.ndim or (isinstance(count, Tensor) and count.ndim):
+    number = isinstance(count, Tensor | int | float)
+    if not isinstance(total, Tensor) or total.ndim or not number or torch.as_tensor(count).ndim:
         raise InputError(
             "the loss returned a pair that is not (sum, count), a scalar tensor with the sum over "
             "the rows and the number it is divided by"

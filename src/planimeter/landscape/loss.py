@@ -183,8 +183,9 @@ def _twice(landscape: LossLandscape, batch: Batch) -> tuple[Any, Tensor, Any]:
 
 
 def _numbers(value: Any) -> list[float]:
-    """Of what a loss returned, a number or (sum, count) mostly."""
-    return [float(torch.as_tensor(part).detach().abs().sum()) for part in leaves(value)]
+    """Of what a loss returned: a number or (sum, count), or what is refused later."""
+    parts = [part for part in leaves(value) if isinstance(part, Tensor | int | float)]
+    return [float(torch.as_tensor(part).detach().abs().sum()) for part in parts]
 
 
 def _looked(landscape: LossLandscape) -> MeanCheck:

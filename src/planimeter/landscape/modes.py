@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils import parametrize
 
 from planimeter.errors import InputError
 from planimeter.landscape.decomposed import Decomposed, is_needed
@@ -41,7 +42,8 @@ def evaluation_mode(
     form inside: the fused kernels have no second derivative, and the fused encoder layer no
     forward one; embeddings have dense gradients, since sparse ones cannot be differentiated again.
     Weight norm runs as the operations it is made of: the fused one has a wrong second derivative.
-    Float32 is computed with all of its digits, on a GPU too.
+    Float32 is computed with all of its digits, on a GPU too, and under a caller's autocast;
+    weights are made anew under a caller's `parametrize.cached()`.
 
     Arguments:
         model: any.
@@ -64,6 +66,7 @@ def evaluation_mode(
     own = [(e, e.padding_idx, e.sparse, e.max_norm, e.scale_grad_by_freq) for e in embeddings]
     calls = [(module, module._compiled_call_impl) for module in compiled]
     fused = torch.backends.mha.get_fastpath_enabled()
+    kept = parametrize._cache_enabled
     try:
         if any(flags):
             for module in modules:
@@ -79,6 +82,7 @@ def evaluation_mode(
         for module in compiled:
             module._compiled_call_impl = None
         torch.backends.mha.set_fastpath_enabled(False)
+        parametrize._cache_enabled = 0
         decomposed = Decomposed() if is_needed(modules) else nullcontext()
         with sdpa_kernel(SDPBackend.MATH), full_precision(), decomposed:
             if compiled:
@@ -88,6 +92,7 @@ def evaluation_mode(
                 yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        parametrize._cache_enabled = kept
         for embedding, padding, sparse, longest, by_frequency in own:
             embedding.padding_idx, embedding.sparse = padding, sparse
             embedding.max_norm, embedding.scale_grad_by_freq = longest, by_frequency

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 
+DEVICES = ("cpu", "cuda")
 
-@contextmanager
-def full_precision() -> Iterator[None]:
+
+def full_precision() -> AbstractContextManager[None]:
     """Products and convolutions of float32 keep all of their digits inside; settings come back.
 
     On recent NVIDIA hardware torch convolves in TF32 unless told otherwise: 10 bits in place of 23,
     which are no more than three digits. A loss may not mind; a derivative of its gradient does.
+    A caller's autocast is off inside for the same reason.
     """
+    lowered = [device for device in DEVICES if torch.is_autocast_enabled(device)]
+    return _without_autocast(lowered) if lowered else _float32()
+
+
+@contextmanager
+def _without_autocast(lowered: list[str]) -> Iterator[None]:
+    try:
+        for device in lowered:
+            torch.set_autocast_enabled(device, False)
+        with _float32():
+            yield
+    finally:
+        for device in lowered:
+            torch.set_autocast_enabled(device, True)
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
     if not torch.cuda.is_available():
         yield
         return
