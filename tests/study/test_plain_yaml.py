@@ -57,6 +57,8 @@ def test_what_is_said_is_read_as_in_the_core_schema_of_yaml_1_2(text, value):
         ("{yes: 2}", "`yes` is true"), ("{null: 2}", "a key is a word"),
         ("{a: 1, a: 1}", "line 2 al"), ("{? [a] : 1}", "a key is a word, got a list"),
         ("{<<: {a: 1}}", "no part of YAML 1.2"),
+        ("9" * 309, "9…* is a number of 309 digits"), ("0x" + "f" * 5000, "of 5002 digits"),
+        (r'"\ud800"', r"'.ud800' holds half a surrogate pair"),
         ('{a: 1, "a": 2}', "the key 'a' stands in line 2 already"),
     ],
 )  # fmt: skip
@@ -135,7 +137,7 @@ def test_a_rate_is_a_number_and_nothing_that_could_become_one(value, message):
         ("lr: 0.1", "lr: 0.1, momentum: 0.9, nesterov: 'yes'", "line 5: .*nesterov: .*got 'yes'"),
         ("repetitions: 1", "repetitions: 1_0", "line 7, column 16: 1_0"),
         ("attack: [0]", "attack: [0, false]", "line 6: grid.attack.1: .*got False"),
-        ("title: small", "title: 2020", "title: .*string.*got 2020"),
+        ("title: small", "title: 2020", r"title: must be a word .*got 2020"),
     ],
 )
 def test_every_section_takes_numbers_as_numbers(old, new, message):
@@ -164,3 +166,23 @@ def test_files_that_are_no_text_are_explained(tmp_path):
     path.write_text("")
     with pytest.raises(InputError, match="must hold keys and values"):
         load_study(str(path))
+
+
+def test_what_is_no_yaml_is_told_with_its_place_and_the_way_out():
+    with pytest.raises(InputError) as told:
+        read("a:\n\t- 1", "x.yaml")
+    assert str(told.value).startswith("x.yaml is not valid YAML: ")
+    assert "at line 2, column 1" in str(told.value)
+    assert str(told.value).endswith("indent with spaces, not tabs")
+    with pytest.raises(InputError, match=r"at line 2, column 2") as told:
+        read("a: {b: 1\nc: 2", "x.yaml")
+    assert "unicode string" not in str(told.value)
+
+
+def test_aliases_cannot_make_a_short_text_long_without_end():
+    rows = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    rows += [f"a{i + 1}: &a{i + 1} [{', '.join(10 * [f'*a{i}'])}]" for i in range(30)]
+    with pytest.raises(InputError, match=r"x.yaml has more than 100000 values once its aliases"):
+        read("\n".join(rows), "x.yaml")
+    found, _ = read("\n".join(rows[:3]), "x.yaml")
+    assert found["a2"] == 10 * [10 * [10 * [1]]]

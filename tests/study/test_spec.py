@@ -79,6 +79,39 @@ def test_mistakes_are_named_with_their_line(old, new, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("train: 20", "train: 20.5", r"line 2: data.train: must be a whole number \(got 20.5\)"),
+        ("train: 20", "train: [20]", r"data.train: must be a whole number \(got \[20\]\)"),
+        ("train: 20", "train: '20'", r"data.train: must be a whole number \(got '20'\)"),
+        ("[0]", "0", r"grid.attack: must be a list, such as \[a, b\] \(got 0\)"),
+        ("[0]", "[]", r"grid.attack: must have 1 entries or more \(got \[\]\)"),
+        ("lr: 1", "lr: [1]", r"grid.optimisers.0.lr: must be a number \(got \[1\]\)"),
+        ("title: t", "title: 3", r"title: must be a word .* \(got 3\)"),
+        ("{noise: [0.0]}", "false", r"prior: must be keys with values, .* \(got False\)"),
+        ("{trace: {}}", "[trace]", r"measures: must be keys with values, .* \(got \['trace'\]\)"),
+    ],
+)
+def test_wrong_kinds_of_values_are_told_in_the_words_of_yaml(old, new, message):
+    text = """title: t
+data: {name: digits, train: 20, test: 20}
+grid: {optimisers: [{name: sgd, lr: 1}], attack: [0], repetitions: 1}
+measures: {trace: {}}
+prior: {noise: [0.0]}
+"""
+    parse_study(text, "x.yaml")
+    assert text.count(old) == 1
+    with pytest.raises(InputError, match=message):
+        parse_study(text.replace(old, new), "x.yaml")
+
+
+def test_a_folder_is_no_study_file(tmp_path):
+    (tmp_path / "x.yaml").mkdir()
+    with pytest.raises(InputError, match="is a folder, not a study file"):
+        load_study(str(tmp_path / "x.yaml"))
+
+
 def test_unknown_studies_are_suggested():
     with pytest.raises(InputError, match="did you mean 'demo'"):
         load_study("demos")

@@ -56,6 +56,13 @@ def test_a_folder_holds_one_study(small_study, tmp_path):
         pass
 
 
+def test_a_file_is_not_offered_as_the_folder_of_a_run(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(InputError, match="file is a file: name the folder of a run"):
+        Store(file).study()
+
+
 def test_an_empty_folder_says_so(tmp_path):
     assert Store(tmp_path).keys() == set()
     with pytest.raises(InputError, match="no results in"):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from planimeter.models.registry import check_settings, default_settings, setting_type
-from planimeter.study.section import Number, Switch, Whole
+from planimeter.study.section import Number, Switch, Whole, in_the_words_of_yaml
 
 _Share = Annotated[Number, Field(ge=0, lt=1)]
 SETTINGS: dict[str, Any] = {
@@ -50,4 +50,6 @@ def _checked(name: str, setting: str, value: Any) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join([setting, *map(str, first["loc"])])
-        raise ValueError(f"{place}: {first['msg']}, got {first['input']!r}") from error
+        raise ValueError(
+            f"{place}: {in_the_words_of_yaml(first)}, got {first['input']!r}"
+        ) from error

@@ -16,6 +16,9 @@ import yaml
 
 from planimeter.errors import InputError
 
+_MOST_VALUES = 100_000  # of a text with its aliases written out: nine lines can mean 10^8 values
+_MOST_DIGITS = 308  # of a whole number: those of a float64; Python itself writes no more than 4300
+
 _NULL = {"null", "Null", "NULL", "~"}
 _TRUE, _FALSE = {"true", "True", "TRUE"}, {"false", "False", "FALSE"}
 _WORDS_OF_1_1 = {"yes": "true", "on": "true", "no": "false", "off": "false"}
@@ -42,16 +45,29 @@ def read(text: str, origin: str) -> tuple[Any, yaml.Node | None]:
     """
     try:
         tree = yaml.compose(text, Loader=_Loader)
-        return (None if tree is None else _value(tree, ())), tree
+        if tree is None:
+            return None, None
+        if _count(tree, {}) > _MOST_VALUES:
+            raise InputError(
+                f"{origin} has more than {_MOST_VALUES} values once its aliases (*) are written "
+                f"out: give fewer"
+            )
+        return _value(tree, ()), tree
     except _Refused as refused:
         mark = refused.mark
         raise InputError(
             f"{origin}, line {mark.line + 1}, column {mark.column + 1}: {refused}"
         ) from None
     except yaml.YAMLError as error:
-        raise InputError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{origin} is not valid YAML: {_told(error)}") from error
     except RecursionError:
         raise InputError(f"{origin} is not a study: its lists go deeper than can be read") from None
+
+
+def _told(error: yaml.YAMLError) -> str:
+    said = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+    tab = "found character '\\t'" in said
+    return said + (": indent with spaces, not tabs" if tab else "")
 
 
 class _Refused(Exception):
@@ -72,6 +88,17 @@ class _Loader(yaml.SafeLoader):
                 f"the tag {tag!r} is not read: leave it out, and put words in quotes",
             )
         return super().compose_node(parent, index)
+
+
+def _count(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Values in a node with every alias written out; each node is looked at once."""
+    if id(node) not in counted:
+        counted[id(node)] = 1  # for a list within itself, which is refused when it is read
+        if isinstance(node, yaml.MappingNode):
+            counted[id(node)] += sum(_count(value, counted) for _, value in node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            counted[id(node)] += sum(_count(entry, counted) for entry in node.value)
+    return counted[id(node)]
 
 
 def _value(node: yaml.Node, above: tuple[yaml.Node, ...]) -> Any:
@@ -108,6 +135,11 @@ def _mapping(node: yaml.MappingNode, above: tuple[yaml.Node, ...]) -> dict[str, 
 
 def _scalar(node: yaml.ScalarNode) -> Any:
     text: str = node.value
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise _Refused(
+            node.start_mark,
+            f"{text!a} holds half a surrogate pair, which is no letter: leave it out",
+        )
     if node.style is not None:  # quoted, or a block of text
         return text
     if text == "":
@@ -118,6 +150,11 @@ def _scalar(node: yaml.ScalarNode) -> Any:
         return None
     if text in _TRUE | _FALSE:
         return text in _TRUE
+    if len(text) > _MOST_DIGITS and (_WHOLE.fullmatch(text) or _HEXADECIMAL.fullmatch(text)):
+        raise _Refused(
+            node.start_mark,
+            f"{text[:9]}… is a number of {len(text)} digits: give one of {_MOST_DIGITS} at most",
+        )
     if _HEXADECIMAL.fullmatch(text):
         return int(text, 16)
     if _WHOLE.fullmatch(text):

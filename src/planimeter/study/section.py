@@ -11,11 +11,39 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     model_serializer,
 )
+from pydantic_core import ErrorDetails
 
 # pydantic would take true for 1, "yes" for true and "0.1" for a number, and any of them was a slip.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Whole = Annotated[int, Field(strict=True)]
 Switch = Annotated[bool, Field(strict=True)]
+
+
+_TYPES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a word (in quotes where it looks like a number)",
+    "tuple_type": "a list, such as [a, b]",
+    "list_type": "a list, such as [a, b]",
+    "dict_type": "keys with values, such as {key: value}",
+    "model_type": "keys with values, such as {key: value}",
+    "model_attributes_type": "keys with values, such as {key: value}",
+}
+
+
+def in_the_words_of_yaml(complaint: ErrorDetails) -> str:
+    """What pydantic says of a value, without the names that Python has for types."""
+    kind = complaint["type"]
+    if kind in _TYPES:
+        return f"must be {_TYPES[kind]}"
+    if kind == "too_short":
+        return f"must have {complaint['ctx']['min_length']} entries or more"
+    message = complaint["msg"].removeprefix("Value error, ")
+    return message.replace("Input should be", "must be")
 
 
 class Section(BaseModel):

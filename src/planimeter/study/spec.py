@@ -23,7 +23,7 @@ from planimeter.study.data_spec import DataSpec
 from planimeter.study.model_spec import ModelSpec
 from planimeter.study.optimiser_spec import OptimiserSpec
 from planimeter.study.plain_yaml import read
-from planimeter.study.section import Number, Section, Whole
+from planimeter.study.section import Number, Section, Whole, in_the_words_of_yaml
 from planimeter.study.training_spec import TrainingSpec
 
 
@@ -166,7 +166,11 @@ def load_study(reference: str) -> Study:
     path = Path(reference)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise InputError(f"no study file at {path}")
+            raise InputError(
+                f"{path} is a folder, not a study file: name the file"
+                if path.is_dir()
+                else f"no study file at {path}"
+            )
         try:
             return parse_study(path.read_text(encoding="utf-8"), str(path))
         except UnicodeDecodeError as error:
@@ -203,15 +207,21 @@ def _explain(error: ValidationError, tree: yaml.Node | None, origin: str) -> str
         return f"{where}: key {key!r} is missing"
     if first["type"] == "union_tag_not_found":
         return f"{where}: {key} needs a `name`"
-    message, given = first["msg"].removeprefix("Value error, "), first["input"]
+    message, given = in_the_words_of_yaml(first), first["input"]
     known = re.findall(r"'([^']+)'", str(first.get("ctx", {}).get("expected_tags", "")))
     if first["type"] == "union_tag_invalid":
         what, tag = ("schedule" if "schedule" in path else "optimiser"), str(first["ctx"]["tag"])
         return f"{where}: no {what} {tag!r}; there are {', '.join(known)}{suggestion(tag, known)}"
-    shown = "" if isinstance(given, dict | list | BaseModel) else f" (got {given!r})"
+    said = first["type"] == "value_error" and isinstance(given, dict | list)
+    shown = "" if said or _is_long(given) else f" (got {given!r})"
     if first["type"] == "literal_error":
         shown += suggestion(str(given), re.findall(r"'([^']+)'", message))
     return f"{where}: {key}: {message}{shown}"
+
+
+def _is_long(given: Any) -> bool:
+    """Whether a value says more than a message should repeat."""
+    return isinstance(given, dict | list | BaseModel) and len(repr(given)) > 60
 
 
 def _followed(location: tuple[int | str, ...]) -> tuple[list[int | str], list[str]]:

@@ -203,6 +203,8 @@ class Store:
                             f"the study in {self.path} is of another version of planimeter: read "
                             f"it with that one"
                         ) from error
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"{self.folder} is a file: name the folder of a run")
         raise InputError(f"no results in {self.folder}: run a study with --out {self.folder}")
 
     @contextmanager
