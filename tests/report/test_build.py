@@ -43,6 +43,15 @@ def store(small_study, tmp_path):
     return store
 
 
+def test_a_folder_where_no_trial_is_finished_is_not_said_to_have_missed_its_goal(
+    small_study, tmp_path
+):
+    with Store(tmp_path).writing(small_study, "small"):
+        pass
+    with pytest.raises(InputError, match=r"no trial in .* is finished: nothing to show"):
+        build_report(Store(tmp_path))
+
+
 def test_the_table_is_computed_from_the_records(store, small_study):
     rows = correlation_rows(small_study, store.records())
     assert [(r.optimiser, r.quantity.name) for r in rows] == [

@@ -211,6 +211,8 @@ def run_and_report(
     )
     for label, reason in summary.failed.items():
         errors.print(f"failed: {label}: {reason}", style="red", markup=False)
+    if summary.failed and not store.keys():
+        raise typer.Exit(1)
     print_report(store, as_json)
     if summary.failed:
         raise typer.Exit(1)

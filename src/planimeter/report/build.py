@@ -61,6 +61,8 @@ def build_report(store: Store) -> Report:
     """
     study, reference = store.study()
     records = store.records()
+    if not records:
+        raise InputError(f"no trial in {store.folder} is finished: nothing to show")
     if not usable(records):
         raise InputError(f"no trial in {store.folder} {_goal(study)[0]}: nothing to show")
     rows = correlation_rows(study, records)
