@@ -31,8 +31,9 @@ from torch.nn.functional import cross_entropy
 from workloads import NAMES, workload
 
 from planimeter.curvature import spectral_summary, top_eigenvalues
-from planimeter.landscape import LossLandscape, evaluation_mode
-from planimeter.operators import products as products_module
+from planimeter.landscape import LossLandscape
+from planimeter.network import evaluation_mode
+from planimeter.products import products as products_module
 
 RESULTS = Path(__file__).parent / "results"
 # Whole computations run on fewer rows where one product takes seconds; without --whole.

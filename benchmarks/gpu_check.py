@@ -27,7 +27,6 @@ from workloads import NAMES, workload
 from planimeter.curvature import gauss_newton_spectrum, spectral_summary, top_eigenvalues
 from planimeter.flatness import measure
 from planimeter.landscape import LossLandscape
-from planimeter.operators import products as products_module
 from planimeter.prior import (
     boolean_inputs,
     empirical_kernel,
@@ -37,6 +36,7 @@ from planimeter.prior import (
     nngp_kernel,
     sample_functions,
 )
+from planimeter.products import products as products_module
 from planimeter.slices import random_direction, slice_1d
 
 RESULTS = Path(__file__).parent / "results" / "gpu"

@@ -20,9 +20,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from planimeter.ensembles.fit import fit_ensemble
 from planimeter.losses import binary_cross_entropy
 from planimeter.models.fully_connected import fully_connected
-from planimeter.training.ensemble import fit_ensemble
 
 RESULTS = Path(__file__).parent / "results" / "training"
 OPTIMISERS = {

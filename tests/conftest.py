@@ -29,7 +29,7 @@ def _needs(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(autouse=True)
 def _blocks_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small matrices have too few columns for block products ever to be tried."""
-    monkeypatch.setattr("planimeter.operators.products.SINGLES", 0)
+    monkeypatch.setattr("planimeter.products.products.SINGLES", 0)
 
 
 @pytest.fixture

@@ -36,6 +36,6 @@ def test_every_public_name_is_documented():
 def test_global_random_state_is_untouched(small_landscape):
     state = torch.get_rng_state()
     planimeter.measure(small_landscape)
-    kernel = planimeter.fully_connected_kernel(torch.randn(5, 3, generator=torch.Generator()))
+    kernel = planimeter.prior.fully_connected_kernel(torch.randn(5, 3, generator=torch.Generator()))
     planimeter.log_prior(kernel, torch.tensor([0, 1, 0, 1, 1]), particles=50)
     assert torch.equal(torch.get_rng_state(), state)

@@ -29,7 +29,7 @@ from planimeter.flatness import minimum_sharpness, relative_flatness
 from planimeter.flatness.block_traces import block_traces
 from planimeter.flatness.over_rescalings import normalized_flat_minima
 from planimeter.landscape import LossLandscape
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 
 SEEDS = 200
 LEAST = 0.95 - 3.3 * math.sqrt(0.95 * 0.05 / SEEDS)

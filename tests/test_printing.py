@@ -29,20 +29,25 @@ RESULTS = {
     "measure_layers": lambda at: pm.measure_layers(at, ["trace", "l2_norm"]),
     "audit": lambda at: pm.audit(at, ["trace", "l2_norm", "path_norm"]),
     "top_eigenvalues": lambda at: pm.top_eigenvalues(hessian(at), 5),
-    "spectral_density": lambda at: pm.spectral_density(hessian(at), probes=2, steps=10),
+    "spectral_density": lambda at: pm.curvature.spectral_density(hessian(at), probes=2, steps=10),
     "spectral_summary": lambda at: pm.spectral_summary(hessian(at), k=3, probes=2, steps=10),
-    "gauss_newton_spectrum": lambda at: pm.gauss_newton_spectrum(at),
+    "gauss_newton_spectrum": lambda at: pm.curvature.gauss_newton_spectrum(at),
     "trace": lambda at: pm.trace(hessian(at)),
     "diagonal": lambda at: diagonal(hessian(at)),
-    "hessian_rank_bound": lambda at: pm.hessian_rank_bound(at),
-    "keskar_sharpness": lambda at: pm.keskar_sharpness(at, restarts=1),
+    "hessian_rank_bound": lambda at: pm.curvature.hessian_rank_bound(at),
+    "keskar_sharpness": lambda at: pm.flatness.keskar_sharpness(at, restarts=1),
     "find_rescalings": lambda at: pm.find_rescalings(at.model, torch.randn(2, 20)),
     "rescaling": lambda at: pm.find_rescalings(at.model, torch.randn(2, 20))[0],
     "scaling": lambda at: pm.find_rescalings(at.model, torch.randn(2, 20))[0].scalings[0],
-    "random_direction": lambda at: pm.random_direction(at, 0),
-    "slice_1d": lambda at: pm.slice_1d(at, pm.random_direction(at, 0), torch.linspace(-1, 1, 9)),
+    "random_direction": lambda at: pm.slices.random_direction(at, 0),
+    "slice_1d": lambda at: pm.slice_1d(
+        at, pm.slices.random_direction(at, 0), torch.linspace(-1, 1, 9)
+    ),
     "slice_2d": lambda at: pm.slice_2d(
-        at, pm.random_direction(at, 0), pm.random_direction(at, 1), torch.linspace(-1, 1, 5)
+        at,
+        pm.slices.random_direction(at, 0),
+        pm.slices.random_direction(at, 1),
+        torch.linspace(-1, 1, 5),
     ),
     "sharpness_path": lambda at: sharpness_path(
         lambda alpha: alpha_scaling(at, "0", alpha),
@@ -50,13 +55,13 @@ RESULTS = {
         [0.5, 1.0, 2.0],
     ),
     "log_prior": lambda at: pm.log_prior(torch.eye(9), torch.arange(9) % 2),
-    "log_posterior": lambda at: pm.log_posterior(torch.eye(9), torch.arange(9) % 2, train=7),
-    "minimax_tilting": lambda at: pm.minimax_tilting(torch.eye(9), torch.arange(9) % 2),
+    "log_posterior": lambda at: pm.prior.log_posterior(torch.eye(9), torch.arange(9) % 2, train=7),
+    "minimax_tilting": lambda at: pm.prior.minimax_tilting(torch.eye(9), torch.arange(9) % 2),
     "sample_functions": lambda at: pm.sample_functions(
-        nn.Linear(3, 1), pm.boolean_inputs(3), samples=500, seed=0
+        nn.Linear(3, 1), pm.prior.boolean_inputs(3), samples=500, seed=0
     ),
     "empirical_kernel": lambda at: pm.empirical_kernel(
-        nn.Linear(3, 1), pm.boolean_inputs(3), networks=20
+        nn.Linear(3, 1), pm.prior.boolean_inputs(3), networks=20
     ),
 }
 

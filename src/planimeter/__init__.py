@@ -1,141 +1,77 @@
 """planimeter: how flat and how probable a trained network is, and which of the two matters.
 
-Everything here needs torch, NumPy, SciPy and jaxtyping alone. Data sets, training, studies and
-reports are in the subpackages of those names.
+The families are modules: `curvature`, `flatness`, `prior`, `symmetry` and `slices` need torch,
+NumPy, SciPy and jaxtyping alone; `analysis`, `training`, `ensembles`, `data`, `models`, `study` and
+`report` are imported when they are first used. What is used most stands here.
 """
 
-from planimeter.curvature import (
-    Eigenpairs,
-    GramSpectrum,
-    SpectralDensity,
-    SpectralSummary,
-    diagonal,
-    frobenius_norm,
-    gauss_newton_rank_bound,
-    gauss_newton_spectrum,
-    gauss_newton_trace,
-    hessian_rank_bound,
-    log_product,
-    piecewise_linear_trace,
-    published_rank_bound,
-    spectral_density,
-    spectral_summary,
-    top_eigenvalues,
-    trace,
-)
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any
+
+from planimeter import curvature, flatness, prior, slices, symmetry
+from planimeter.curvature import spectral_summary, top_eigenvalues, trace
 from planimeter.errors import InputError, MeasurementWarning
 from planimeter.estimate import Estimate
-from planimeter.flatness import (
-    MEASURES,
-    KeskarSharpness,
-    Measure,
-    keskar_sharpness,
-    measure,
-    measure_layers,
-)
+from planimeter.flatness import MEASURES, measure, measure_layers
 from planimeter.landscape import LossLandscape
 from planimeter.losses import binary_cross_entropy
-from planimeter.operators import CurvatureOperator
-from planimeter.prior import (
-    EmpiricalKernel,
-    EmpiricalLogProbability,
-    ErrorBound,
-    FunctionCounts,
-    LogPosterior,
-    LogProbability,
-    boolean_inputs,
-    check_kernel_exists,
-    empirical_kernel,
-    empirical_log_prior,
-    fully_connected_kernel,
-    function_error_bound,
-    gaussian_initialisation,
-    lempel_ziv_complexity,
-    log_evidence,
-    log_posterior,
-    log_prior,
-    log_priors,
-    minimax_tilting,
-    nngp_kernel,
-    posterior_error_bound,
-    sample_functions,
-)
-from planimeter.slices import (
-    Direction,
-    SharpnessPath,
-    Slice,
-    eigenvector_directions,
-    random_direction,
-    sharpness_path,
-    slice_1d,
-    slice_2d,
-)
-from planimeter.symmetry import Audit, Rescalings, audit, find_rescalings
+from planimeter.operator import CurvatureOperator
+from planimeter.prior import empirical_kernel, log_prior, nngp_kernel, sample_functions
+from planimeter.slices import slice_1d, slice_2d
+from planimeter.symmetry import audit, find_rescalings
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MEASURES",
-    "Audit",
     "CurvatureOperator",
-    "Direction",
-    "Eigenpairs",
-    "EmpiricalKernel",
-    "EmpiricalLogProbability",
-    "ErrorBound",
     "Estimate",
-    "FunctionCounts",
-    "GramSpectrum",
     "InputError",
-    "KeskarSharpness",
-    "LogPosterior",
-    "LogProbability",
     "LossLandscape",
-    "Measure",
     "MeasurementWarning",
-    "Rescalings",
-    "SharpnessPath",
-    "Slice",
-    "SpectralDensity",
-    "SpectralSummary",
     "audit",
     "binary_cross_entropy",
-    "boolean_inputs",
-    "check_kernel_exists",
-    "diagonal",
-    "eigenvector_directions",
+    "curvature",
     "empirical_kernel",
-    "empirical_log_prior",
     "find_rescalings",
-    "frobenius_norm",
-    "fully_connected_kernel",
-    "function_error_bound",
-    "gauss_newton_rank_bound",
-    "gauss_newton_spectrum",
-    "gauss_newton_trace",
-    "gaussian_initialisation",
-    "hessian_rank_bound",
-    "keskar_sharpness",
-    "lempel_ziv_complexity",
-    "log_evidence",
-    "log_posterior",
+    "flatness",
     "log_prior",
-    "log_priors",
-    "log_product",
     "measure",
     "measure_layers",
-    "minimax_tilting",
     "nngp_kernel",
-    "piecewise_linear_trace",
-    "posterior_error_bound",
-    "published_rank_bound",
-    "random_direction",
+    "prior",
     "sample_functions",
-    "sharpness_path",
     "slice_1d",
     "slice_2d",
-    "spectral_density",
+    "slices",
     "spectral_summary",
+    "symmetry",
     "top_eigenvalues",
     "trace",
 ]
+
+_FAMILIES = (curvature, flatness, prior, slices, symmetry)
+_ON_USE = ("analysis", "data", "ensembles", "models", "report", "study", "training")
+
+
+def __getattr__(name: str) -> Any:
+    """Families that are imported on use, and for one version the names that stood here before."""
+    if name in _ON_USE:
+        return importlib.import_module(f"planimeter.{name}")
+    for family in _FAMILIES:
+        if name in family.__all__:
+            warnings.warn(
+                f"planimeter.{name} is now {family.__name__}.{name}; the old name goes with "
+                f"version 0.2",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return getattr(family, name)
+    raise AttributeError(f"module 'planimeter' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_USE})

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 
 
 def _with_spectrum(spectrum, seed=0):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from planimeter.curvature import density as module
 from planimeter.curvature import spectral_density, top_eigenvalues
 from planimeter.errors import InputError
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 
 
 def decaying(n=120):

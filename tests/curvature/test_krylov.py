@@ -9,7 +9,7 @@ from planimeter.curvature import spectral_density, top_eigenvalues, trace
 from planimeter.curvature.side_by_side import top_eigenvalues_side_by_side
 from planimeter.errors import InputError
 from planimeter.landscape import LossLandscape
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 
 
 @settings(max_examples=40)

@@ -13,7 +13,7 @@ from planimeter.curvature import frobenius_norm as norm
 from planimeter.errors import InputError
 from planimeter.flatness import measure
 from planimeter.landscape import LossLandscape
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 
 
 def test_a_summary_agrees_with_the_dense_matrix(small_landscape):

@@ -19,9 +19,10 @@ from planimeter.curvature import (
 )
 from planimeter.curvature.side_by_side import top_eigenvalues_side_by_side
 from planimeter.curvature.units import UnitProducts, unit_of
-from planimeter.flatness import measure, top_eigenvalue_of_ensemble
+from planimeter.ensembles import top_eigenvalue_of_ensemble
+from planimeter.flatness import measure
 from planimeter.landscape import LossLandscape
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 
 SCALES = (1e-30, 1e-21, 1e-9, 1e9, 1e21, 1e30)
 

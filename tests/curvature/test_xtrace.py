@@ -3,7 +3,7 @@ import torch
 
 from planimeter.curvature import trace
 from planimeter.curvature.xtrace import left_out
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 
 
 def test_the_mean_of_the_terms_with_their_covariance():

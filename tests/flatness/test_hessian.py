@@ -7,7 +7,7 @@ from torch import nn
 from planimeter.errors import MeasurementWarning, NotApplicableError
 from planimeter.flatness import MEASURES, measure
 from planimeter.landscape import LossLandscape
-from planimeter.operators.operator import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 
 F = nn.functional
 

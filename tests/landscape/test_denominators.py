@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from planimeter import LossLandscape, measure
-from planimeter.errors import InputError, MeasurementWarning
-from planimeter.flatness.of_ensemble import (
+from planimeter.ensembles.flatness import (
     keskar_sharpness_of_ensemble,
     top_eigenvalue_of_ensemble,
 )
+from planimeter.errors import InputError, MeasurementWarning
 from planimeter.landscape.denominators import known_loss
 
 CLASS_WEIGHTS = torch.tensor([1.0, 5.0, 20.0], dtype=torch.float64)

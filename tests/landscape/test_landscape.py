@@ -6,8 +6,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from planimeter.errors import InputError, MeasurementWarning
-from planimeter.landscape import LossLandscape, evaluation_mode
+from planimeter.landscape import LossLandscape
 from planimeter.losses import binary_cross_entropy
+from planimeter.network import evaluation_mode
 
 cross_entropy = nn.functional.cross_entropy
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from planimeter.landscape import LossLandscape, evaluation_mode
+from planimeter.landscape import LossLandscape
 from planimeter.models.registry import MODELS, build_model
+from planimeter.network import evaluation_mode
 from planimeter.symmetry import find_rescalings
 
 # Short relatives stand for what differs from them in depth and width alone.

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from planimeter.landscape import evaluation_mode, recorded
+from planimeter.network import evaluation_mode, recorded
 from planimeter.symmetry import find_rescalings
 
 from .attention_nets import (

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from planimeter.errors import InputError
-from planimeter.landscape import evaluation_mode, recorded, traced
 from planimeter.models.fully_connected import fully_connected
 from planimeter.models.resnet import cifar_resnet, resnet20
+from planimeter.network import evaluation_mode, recorded, traced
 from planimeter.symmetry import find_rescalings
 
 from .networks import (

@@ -1,8 +1,7 @@
 """What a population of networks says: correlations, contrasts, trends, and verdicts on claims."""
 
-from planimeter.analysis.agreement import Agreement, agreement
 from planimeter.analysis.claim import ANALYSES, Claim, PaperValue, Verdict, judge
-from planimeter.analysis.contrast import Contrast, contrast
+from planimeter.analysis.conditions import Contrast, contrast
 from planimeter.analysis.correlation import (
     Correlation,
     correlate,
@@ -11,6 +10,7 @@ from planimeter.analysis.correlation import (
 )
 from planimeter.analysis.difference import correlation_difference
 from planimeter.analysis.granulated import GranulatedTau, SignError, granulated_tau, sign_error
+from planimeter.analysis.limits_of_agreement import Agreement, agreement
 from planimeter.analysis.mutual_information import (
     ConditionalInformation,
     conditional_mutual_information,
@@ -19,7 +19,7 @@ from planimeter.analysis.partial import partial_correlation
 from planimeter.analysis.population import Column, Population
 from planimeter.analysis.result import Result, TooFewError, simultaneous
 from planimeter.analysis.share import share_above
-from planimeter.analysis.trend import Trend, trend
+from planimeter.analysis.slopes import Trend, trend
 
 __all__ = [
     "ANALYSES",

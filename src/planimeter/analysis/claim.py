@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from planimeter.analysis.agreement import agreement
-from planimeter.analysis.contrast import contrast
+from planimeter.analysis.conditions import contrast
 from planimeter.analysis.correlation import correlate
 from planimeter.analysis.difference import correlation_difference
 from planimeter.analysis.granulated import granulated_tau, sign_error
+from planimeter.analysis.limits_of_agreement import agreement
 from planimeter.analysis.mutual_information import conditional_mutual_information
 from planimeter.analysis.partial import partial_correlation
 from planimeter.analysis.population import Population
 from planimeter.analysis.result import Result, TooFewError, check_confidence
 from planimeter.analysis.share import share_above
-from planimeter.analysis.trend import trend
+from planimeter.analysis.slopes import trend
 from planimeter.errors import InputError, suggestion
 
 Direction = Literal["above", "below", "within"]

@@ -38,8 +38,8 @@ from planimeter.report.audit import save_audit_figure
 from planimeter.report.files import check_figure_path
 from planimeter.symmetry import Audit
 from planimeter.symmetry import audit as run_audit
-from planimeter.symmetry.audit import INVARIANT
 from planimeter.symmetry.audit_text import percent
+from planimeter.symmetry.invariance import INVARIANT
 
 
 def audit(

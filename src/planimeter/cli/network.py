@@ -13,11 +13,12 @@ from torch.nn.functional import mse_loss
 from planimeter.cli.output import errors
 from planimeter.data import binary, load, normalise
 from planimeter.errors import InputError, NotApplicableError
-from planimeter.landscape import BATCH_NORM, LossLandscape
-from planimeter.landscape.returned import Reading, described
-from planimeter.landscape.running import without_graph
+from planimeter.landscape import LossLandscape
 from planimeter.losses import LOSSES
 from planimeter.models.loading import load_model
+from planimeter.network import BATCH_NORM
+from planimeter.network.returned import Reading, described
+from planimeter.network.running import without_graph
 
 Model = Annotated[
     str, typer.Argument(help="module:callable, or FILE.py:callable, that makes the network.")

@@ -26,10 +26,10 @@ from planimeter.data import binary_split, load, normalise
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.landscape import refuse_non_finite
-from planimeter.landscape.returned import Reading
-from planimeter.landscape.running import without_graph
 from planimeter.losses import predicted_classes
 from planimeter.models.loading import load_model
+from planimeter.network.returned import Reading
+from planimeter.network.running import without_graph
 from planimeter.prior import (
     EmpiricalLogProbability,
     ErrorBound,
@@ -44,7 +44,7 @@ from planimeter.prior import (
     nngp_kernel,
     posterior_error_bound,
 )
-from planimeter.prior.orthant.chain import METHODS
+from planimeter.prior.orthant.stages import METHODS
 
 KERNELS = ("analytic", "empirical")
 

@@ -11,7 +11,7 @@ from planimeter.curvature.rank_bound import (
     published_rank_bound,
 )
 from planimeter.curvature.summary import SpectralSummary, log_product, spectral_summary
-from planimeter.curvature.trace import (
+from planimeter.curvature.traces import (
     DiagonalEstimate,
     diagonal,
     frobenius_norm,

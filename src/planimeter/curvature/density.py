@@ -30,8 +30,8 @@ from planimeter.curvature.stochastic import gaussian
 from planimeter.curvature.units import UnitProducts, unit_of
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate, standard_error
-from planimeter.operators import CurvatureOperator, check_operator
-from planimeter.operators.memory import free_memory
+from planimeter.machine.memory import free_memory
+from planimeter.operator import CurvatureOperator, check_operator
 from planimeter.printing import short_repr
 
 Progress = Callable[[int, int], None]

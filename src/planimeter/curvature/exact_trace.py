@@ -20,7 +20,7 @@ from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.landscape import LossLandscape
 from planimeter.landscape.convexity import rounding
-from planimeter.operators.batches import cut_rows
+from planimeter.products.batches import cut_rows
 
 Progress = Callable[[int, int], None]
 

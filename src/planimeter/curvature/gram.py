@@ -31,9 +31,9 @@ from planimeter.curvature.jacobians import (
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
 from planimeter.landscape import LossLandscape
-from planimeter.operators.batches import Batch, cut_rows
-from planimeter.operators.memory import free_memory
+from planimeter.machine.memory import free_memory
 from planimeter.printing import short_repr
+from planimeter.products.batches import Batch, cut_rows
 
 Stages = Callable[[str, int, int], None]
 LARGEST = 20_000

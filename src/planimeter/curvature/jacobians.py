@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from planimeter.errors import InputError
 from planimeter.landscape import LossLandscape
 from planimeter.landscape.convexity import refuse_negative
-from planimeter.landscape.returned import refuse_outputs_apart
-from planimeter.operators.batches import Batch, Inputs, Parameters, as_leaves, cut_rows, mean_loss
-from planimeter.operators.curvatures import loss_curvature
+from planimeter.network.returned import refuse_outputs_apart
+from planimeter.products.batches import Batch, Inputs, Parameters, as_leaves, cut_rows, mean_loss
+from planimeter.products.curvatures import loss_curvature
 
 ROWS = 64
 """Rows that are differentiated one by one at a time."""

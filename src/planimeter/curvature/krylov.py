@@ -25,8 +25,8 @@ from torch import Tensor
 from planimeter.curvature.units import UnitProducts
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
-from planimeter.operators import CurvatureOperator, check_operator
-from planimeter.operators.memory import free_memory
+from planimeter.machine.memory import free_memory
+from planimeter.operator import CurvatureOperator, check_operator
 from planimeter.printing import short_repr
 
 Progress = Callable[[int, int], None]

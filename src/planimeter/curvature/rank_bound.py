@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from planimeter.errors import InputError
 from planimeter.landscape import LossLandscape
 from planimeter.losses import predicts_classes
-from planimeter.operators.batches import Parameters, as_leaves, cut_rows, tensors_in
+from planimeter.products.batches import Parameters, as_leaves, cut_rows, tensors_in
 
 _NEURONS = (
     nn.Linear, nn.Flatten, nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Tanh, nn.Sigmoid,

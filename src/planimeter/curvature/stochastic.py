@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planimeter.estimate import Estimate, standard_error
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 
 WIDTH = 16
 """Vectors that are multiplied at a time."""

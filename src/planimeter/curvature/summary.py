@@ -12,7 +12,7 @@ from planimeter.curvature.density import SpectralDensity, spectral_density
 from planimeter.curvature.krylov import Eigenpairs, Progress, top_eigenvalues
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 from planimeter.printing import short_repr
 
 

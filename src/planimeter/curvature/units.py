@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 
 SAFE = 2.0**24
 """Largest entries between its inverse and this need no unit: squares and residuals fit."""

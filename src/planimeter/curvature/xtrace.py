@@ -42,7 +42,7 @@ from torch import Tensor
 from planimeter.curvature.stochastic import gaussian, products_with
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate, widening
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 
 FIRST = 8
 """Vectors before an early stop is considered."""

@@ -1,8 +1,8 @@
 """Real data sets, their files and checks, the splits that the studies train on, and batches."""
 
 from planimeter.data.batches import AUGMENTATIONS, OrderedBatches, training_batches
+from planimeter.data.channel_constants import NORMALISATIONS, constants
 from planimeter.data.classes import binary, grouped
-from planimeter.data.constants import NORMALISATIONS, constants
 from planimeter.data.dataset import Dataset
 from planimeter.data.datasets import DATASETS, load
 from planimeter.data.normalisation import normalise

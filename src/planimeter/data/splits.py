@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from planimeter.data.channel_constants import constants
 from planimeter.data.classes import Class, binary
-from planimeter.data.constants import constants
 from planimeter.data.dataset import Dataset
 from planimeter.data.stored import StoredInputs
 from planimeter.data.wrong_labels import wrong_labels

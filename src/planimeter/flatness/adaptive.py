@@ -35,9 +35,9 @@ from planimeter.flatness.ascents import (
     starts,
 )
 from planimeter.flatness.at_points import losses_at, output_directions
-from planimeter.flatness.definition import Measure
+from planimeter.flatness.measure_type import Measure
 from planimeter.landscape import LossLandscape
-from planimeter.operators.batches import Batch
+from planimeter.products.batches import Batch
 
 Progress = Callable[[int, int], None]
 NORMS = ("l2", "linf")

@@ -1,7 +1,7 @@
 """The loss of one network and its slope at several points of the parameters.
 
 Chains of linear layers and ReLUs, which spend most of their time between operations, are stacked
-(`planimeter.landscape.stack`), a quarter of the time for a handful of points; any other network is
+(`planimeter.network.stack`), a quarter of the time for a handful of points; any other network is
 looked at point by point, since on a processor stacked convolutions are slower than single ones.
 """
 
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from planimeter.errors import NotApplicableError
 from planimeter.landscape import LossLandscape
-from planimeter.landscape.stack import ChainStack, stack_of
 from planimeter.losses import binary_cross_entropy, row_loss
-from planimeter.operators.batches import Batch, BatchedLoss, as_leaves
+from planimeter.network.stack import ChainStack, stack_of
+from planimeter.products.batches import Batch, BatchedLoss, as_leaves
 
 Losses = Callable[[Float[Tensor, "s P"]], tuple[Float[Tensor, " s"], Float[Tensor, "s P"]]]
 """Points to the losses there, float64 on the CPU, and their gradients."""

@@ -13,7 +13,7 @@ from planimeter.curvature.stochastic import identity_columns, rademacher
 from planimeter.errors import InputError, NotApplicableError
 from planimeter.estimate import skewed_standard_error
 from planimeter.landscape import LossLandscape
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 from planimeter.printing import short_repr
 
 Progress = Callable[[int, int], None]

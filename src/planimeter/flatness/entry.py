@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from planimeter.estimate import Estimate
-from planimeter.flatness.definition import Measure
+from planimeter.flatness.measure_type import Measure
 from planimeter.landscape import LossLandscape
 
 JIANG = "Jiang et al. 2019 (arXiv 1912.02178), Appendix C"

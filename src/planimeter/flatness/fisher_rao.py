@@ -20,9 +20,9 @@ from torch import Tensor
 from planimeter.estimate import Estimate
 from planimeter.flatness.folding import folded
 from planimeter.landscape import LossLandscape
-from planimeter.operators import CurvatureOperator
-from planimeter.operators.batches import BatchedLoss, Inputs, Parameters
-from planimeter.operators.curvatures import loss_curvature
+from planimeter.operator import CurvatureOperator
+from planimeter.products.batches import BatchedLoss, Inputs, Parameters
+from planimeter.products.curvatures import loss_curvature
 
 
 def fisher_rao_norm(landscape: LossLandscape) -> Estimate:

@@ -26,7 +26,7 @@ from planimeter.errors import NotApplicableError
 from planimeter.flatness.layers import Layer, linear_layers
 from planimeter.flatness.shared import shared
 from planimeter.landscape import LossLandscape
-from planimeter.landscape.modes import batch_norms, evaluation_mode
+from planimeter.network.modes import batch_norms, evaluation_mode
 
 
 def folded(landscape: LossLandscape) -> LossLandscape:

@@ -26,10 +26,10 @@ from planimeter.curvature import (
 )
 from planimeter.errors import InputError, NotApplicableError
 from planimeter.estimate import Estimate
-from planimeter.flatness.definition import Measure
+from planimeter.flatness.measure_type import Measure
 from planimeter.flatness.shared import shared
 from planimeter.landscape import LossLandscape
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 
 Progress = Callable[[int, int], None]
 MATRICES = ("hessian", "gauss_newton")

@@ -24,7 +24,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from planimeter.errors import NotApplicableError
 from planimeter.landscape import LossLandscape
-from planimeter.operators.batches import Batch, cut_rows
+from planimeter.products.batches import Batch, cut_rows
 
 ROWS = 2
 """Rows of data with which shapes are found and folding is checked."""

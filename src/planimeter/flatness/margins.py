@@ -20,8 +20,8 @@ from torch import Tensor
 
 from planimeter.errors import InputError, NotApplicableError
 from planimeter.estimate import Estimate
-from planimeter.flatness.definition import Measure
 from planimeter.flatness.entry import entry
+from planimeter.flatness.measure_type import Measure
 from planimeter.flatness.norms import (
     fro_over_spec,
     frobenius_product,

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from planimeter.errors import InputError, NotApplicableError
 from planimeter.estimate import Estimate
-from planimeter.flatness.definition import Measure
 from planimeter.flatness.entry import entry
 from planimeter.flatness.fisher_rao import empirical_fisher_rao_norm, fisher_rao_norm
 from planimeter.flatness.folding import folded, folds
 from planimeter.flatness.layer_norms import layer_norms, log_product, norms_of
 from planimeter.flatness.layers import free_layers
+from planimeter.flatness.measure_type import Measure
 from planimeter.flatness.path_norm import path_norm
 from planimeter.landscape import LossLandscape
 

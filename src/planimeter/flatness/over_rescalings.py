@@ -28,9 +28,9 @@ from planimeter.curvature.stochastic import identity_columns, rademacher
 from planimeter.errors import NotApplicableError
 from planimeter.estimate import Estimate, widening
 from planimeter.flatness.block_traces import block_traces, weight_names
-from planimeter.flatness.definition import Measure
+from planimeter.flatness.measure_type import Measure
 from planimeter.landscape import LossLandscape
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 
 Progress = Callable[[int, int], None]
 GROUPS = 10

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from planimeter.estimate import Estimate
-from planimeter.flatness.definition import Measure
 from planimeter.flatness.entry import entry
 from planimeter.flatness.folding import folded
+from planimeter.flatness.measure_type import Measure
 from planimeter.flatness.noise_scale import EPSILON, Progress, magnitude_noise_scale, noise_scale
 from planimeter.landscape import LossLandscape
 

@@ -18,7 +18,7 @@ from planimeter.errors import NotApplicableError
 from planimeter.estimate import Estimate
 from planimeter.flatness.layers import Answer, Layer, Layers, first_rows, linear_layers, run_with
 from planimeter.landscape import LossLandscape
-from planimeter.operators.batches import Parameters
+from planimeter.products.batches import Parameters
 
 
 def path_norm(landscape: LossLandscape) -> Estimate:

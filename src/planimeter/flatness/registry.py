@@ -14,7 +14,6 @@ from planimeter.estimate import Estimate
 from planimeter.flatness import (
     adaptive,
     hessian,
-    keskar,
     margins,
     norms,
     over_rescalings,
@@ -22,8 +21,11 @@ from planimeter.flatness import (
     relative,
     riemannian,
 )
+from planimeter.flatness import (
+    box_sharpness as keskar,
+)
 from planimeter.flatness import settings as settings_of
-from planimeter.flatness.definition import Measure
+from planimeter.flatness.measure_type import Measure
 from planimeter.flatness.measurements import Measurements
 from planimeter.flatness.shared import sharing
 from planimeter.landscape import LossLandscape

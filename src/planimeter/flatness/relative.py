@@ -21,7 +21,7 @@ from torch import Tensor
 from planimeter.errors import NotApplicableError
 from planimeter.estimate import Estimate
 from planimeter.flatness.block_traces import block_traces, input_deviations, weight_names
-from planimeter.flatness.definition import Measure
+from planimeter.flatness.measure_type import Measure
 from planimeter.landscape import LossLandscape
 from planimeter.landscape.denominators import known_loss
 from planimeter.losses import predicts_classes

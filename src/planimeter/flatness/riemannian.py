@@ -24,9 +24,9 @@ from torch import Tensor
 from planimeter.curvature import top_eigenvalues, trace
 from planimeter.errors import NotApplicableError
 from planimeter.estimate import Estimate
-from planimeter.flatness.definition import Measure
+from planimeter.flatness.measure_type import Measure
 from planimeter.landscape import LossLandscape
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 
 Progress = Callable[[int, int], None]
 

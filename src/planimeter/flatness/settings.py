@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from planimeter.errors import InputError, suggestion
-from planimeter.flatness.definition import Measure
+from planimeter.flatness.measure_type import Measure
 from planimeter.landscape import LossLandscape
 
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {

@@ -22,7 +22,7 @@ from planimeter.curvature import top_eigenvalues
 from planimeter.errors import NotApplicableError
 from planimeter.estimate import Estimate
 from planimeter.flatness.layers import Layer
-from planimeter.operators import CurvatureOperator
+from planimeter.operator import CurvatureOperator
 
 DENSE = 1024
 """Up to this smaller side, a matrix is decomposed whole."""

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from planimeter.errors import InputError, MeasurementWarning
-from planimeter.landscape.modes import is_compiled
+from planimeter.network.modes import is_compiled
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from planimeter.errors import NotApplicableError
-from planimeter.operators.batches import BatchedLoss, cut_rows
-from planimeter.operators.curvatures import GaussNewton, loss_curvature
-from planimeter.operators.products import Products
+from planimeter.products.batches import BatchedLoss, cut_rows
+from planimeter.products.curvatures import GaussNewton, loss_curvature
+from planimeter.products.products import Products
 
 if TYPE_CHECKING:
     from planimeter.landscape.landscape import LossLandscape

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from planimeter.errors import InputError
 from planimeter.landscape.odd_data import kind, odd_part, way_out
-from planimeter.operators.batches import Batch, Inputs, cut_rows, is_finite, tensors_in
-from planimeter.operators.memory import free_memory
+from planimeter.machine.memory import free_memory
+from planimeter.products.batches import Batch, Inputs, cut_rows, is_finite, tensors_in
 
 TARGET_KEYS = ("labels", "label", "targets", "target")
 DEFAULT_ROWS = 2048

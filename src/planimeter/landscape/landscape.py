@@ -26,13 +26,16 @@ from planimeter.landscape.convexity import refuse_non_convex
 from planimeter.landscape.data import BatchData
 from planimeter.landscape.denominators import known_loss
 from planimeter.landscape.loss import put_together, scalar_loss
-from planimeter.landscape.modes import (
+from planimeter.landscape.together import belong_together, check_batches, is_indivisible
+from planimeter.landscape.witnesses import Witnesses
+from planimeter.losses import Loss, in_float64, likelihood_of
+from planimeter.network.modes import (
     batch_norms,
     compiled_parts,
     evaluation_mode,
     has_dropout,
 )
-from planimeter.landscape.returned import (
+from planimeter.network.returned import (
     Reading,
     one_tensor,
     reading_of,
@@ -40,12 +43,9 @@ from planimeter.landscape.returned import (
     refuse_outputs_apart,
     tensors_of,
 )
-from planimeter.landscape.running import run, run_first
-from planimeter.landscape.together import belong_together, check_batches, is_indivisible
-from planimeter.landscape.witnesses import Witnesses
-from planimeter.losses import Loss, in_float64, likelihood_of
-from planimeter.operators import CurvatureOperator
-from planimeter.operators.batches import (
+from planimeter.network.running import run, run_first
+from planimeter.operator import CurvatureOperator, consecutive, matching
+from planimeter.products.batches import (
     Batch,
     BatchedLoss,
     Inputs,
@@ -60,7 +60,7 @@ from planimeter.operators.batches import (
     refuse_inference_mode,
     unflatten,
 )
-from planimeter.operators.curvatures import (
+from planimeter.products.curvatures import (
     Curvature,
     GaussNewton,
     Hessian,
@@ -68,9 +68,8 @@ from planimeter.operators.curvatures import (
     loss_curvature,
     monte_carlo_fisher_curvature,
 )
-from planimeter.operators.differences import widened
-from planimeter.operators.operator import consecutive, matching
-from planimeter.operators.products import Products
+from planimeter.products.differences import widened
+from planimeter.products.products import Products
 
 WIDE_OUTPUTS = 4096
 """Outputs a row up to which the loss is computed in float64, whatever the model's dtype is."""
@@ -108,7 +107,7 @@ class LossLandscape:
             half of the free memory at the first product.
         products: how they are computed: "auto" measures, "tape", "graph", "recompute" and
             "differences" insist
-            (`planimeter.operators.products`).
+            (`planimeter.products.products`).
         compile: translate products with torch.compile; checked against the eager ones.
 
     Raises:

@@ -20,9 +20,10 @@ from planimeter.landscape.denominators import (
     summed_rows,
 )
 from planimeter.landscape.means import MeanCheck, way_out
-from planimeter.landscape.returned import described, refuse_complex_loss, tensors_of
 from planimeter.losses import Loss
-from planimeter.operators.batches import (
+from planimeter.machine.memory import is_out_of_memory
+from planimeter.network.returned import described, refuse_complex_loss, tensors_of
+from planimeter.products.batches import (
     Batch,
     RowWeights,
     as_leaves,
@@ -30,7 +31,6 @@ from planimeter.operators.batches import (
     cut_rows,
     is_changed,
 )
-from planimeter.operators.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from planimeter.landscape.landscape import LossLandscape

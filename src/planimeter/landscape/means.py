@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from planimeter.errors import InputError
-from planimeter.operators.batches import Inputs, cut_rows, tensors_in
-from planimeter.operators.memory import is_out_of_memory
+from planimeter.machine.memory import is_out_of_memory
+from planimeter.products.batches import Inputs, cut_rows, tensors_in
 
 Scalar = Callable[[Any, Tensor], Tensor]
 Weight = Callable[[Any, Tensor], float]

@@ -16,10 +16,10 @@ import planimeter.landscape.landscape as home
 from planimeter.errors import InputError
 from planimeter.landscape.denominators import known_loss
 from planimeter.landscape.means import MeanCheck
-from planimeter.landscape.returned import tensors_of
-from planimeter.landscape.running import run_first
-from planimeter.operators.batches import copied, cut_rows, tensors_in
-from planimeter.operators.memory import is_out_of_memory
+from planimeter.machine.memory import is_out_of_memory
+from planimeter.network.returned import tensors_of
+from planimeter.network.running import run_first
+from planimeter.products.batches import copied, cut_rows, tensors_in
 
 LOOKED_AT = 4
 """Batches on whose outputs a loss is tried."""

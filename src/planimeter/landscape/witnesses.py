@@ -3,7 +3,7 @@
 Once a landscape, and for all that is seen `at` other parameters: that the loss reaches no
 parameter which it is not a function of; that it has a gradient, and the slope which that says; and
 for each matrix, that products with it are what differences of first derivatives say
-(`planimeter.operators.witness`). All on a few rows from all over the first batch.
+(`planimeter.products.witness`). All on a few rows from all over the first batch.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from planimeter.errors import InputError, MeasurementWarning
-from planimeter.landscape.culprit import culprit
-from planimeter.operators.batches import NOTHING, Batch, BatchedLoss, Parameters, tensors_in
-from planimeter.operators.curvatures import Curvature, Hessian, LinearMap
-from planimeter.operators.differences import moved
-from planimeter.operators.memory import is_out_of_memory
-from planimeter.operators.witness import (
+from planimeter.machine.memory import is_out_of_memory
+from planimeter.network.culprit import culprit
+from planimeter.products.batches import NOTHING, Batch, BatchedLoss, Parameters, tensors_in
+from planimeter.products.curvatures import Curvature, Hessian, LinearMap
+from planimeter.products.differences import moved
+from planimeter.products.witness import (
     FAR,
     Sample,
     Samples,

@@ -11,6 +11,7 @@ from planimeter.prior.orthant.empirical_log_prior import (
 from planimeter.prior.orthant.log_posterior import LogPosterior, log_evidence, log_posterior
 from planimeter.prior.orthant.log_prior import log_prior, log_priors, minimax_tilting
 from planimeter.prior.orthant.log_probability import LogProbability
+from planimeter.prior.orthant.minimax_tilting import MinimaxResult
 from planimeter.prior.sampling.boolean import boolean_inputs, lempel_ziv_complexity
 from planimeter.prior.sampling.function_counts import FunctionCounts
 from planimeter.prior.sampling.function_sampling import sample_functions
@@ -22,6 +23,7 @@ __all__ = [
     "FunctionCounts",
     "LogPosterior",
     "LogProbability",
+    "MinimaxResult",
     "boolean_inputs",
     "check_kernel_exists",
     "empirical_kernel",

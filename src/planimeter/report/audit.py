@@ -11,8 +11,8 @@ import numpy as np
 from planimeter.files import whole
 from planimeter.flatness import MEASURES
 from planimeter.report.files import check_figure_path
-from planimeter.symmetry.audit import CLAIMED, INVARIANT, UNCLEAR, Audit
 from planimeter.symmetry.audit_text import percent
+from planimeter.symmetry.invariance import CLAIMED, INVARIANT, UNCLEAR, Audit
 
 _FLOOR, _CEILING = 1e-6, 1e6
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from planimeter.errors import InputError, NotApplicableError
 from planimeter.landscape import LossLandscape
 from planimeter.landscape.accuracy import Predictions
-from planimeter.operators.batches import unflatten
 from planimeter.printing import short_repr
+from planimeter.products.batches import unflatten
 from planimeter.slices.directions import Direction, eigenvector_directions, random_direction
 from planimeter.slices.file import SliceFile
 

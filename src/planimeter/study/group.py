@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from planimeter.ensembles import fit_ensemble, stackable
+from planimeter.ensembles.flatness import keskar_sharpness_of_ensemble
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate
-from planimeter.flatness.of_ensemble import keskar_sharpness_of_ensemble
 from planimeter.study.training_spec import TrainingSpec
 from planimeter.study.trial import (
     Start,
@@ -30,14 +31,8 @@ from planimeter.study.trial import (
     optimiser_settings,
     start_of,
 )
-from planimeter.training import (
-    OPTIMISERS,
-    FitResult,
-    fit_ensemble,
-    make_optimiser,
-    stackable,
-)
-from planimeter.training.fit import check_batch_size
+from planimeter.training import OPTIMISERS, FitResult, make_optimiser
+from planimeter.training.fitting import check_batch_size
 
 Rows = tuple[Tensor, Tensor]
 

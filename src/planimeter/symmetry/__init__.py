@@ -1,7 +1,7 @@
 """Changes of the parameters that leave the function as it is, and the audit by them."""
 
-from planimeter.symmetry.audit import Audit, Change, audit
 from planimeter.symmetry.finding import find_rescalings
+from planimeter.symmetry.invariance import Audit, Change, audit
 from planimeter.symmetry.rescalings import Rescaling, Rescalings, Scaling
 from planimeter.symmetry.transformed import alpha_scaling, rescaled
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from planimeter.printing import plain_table
 
 if TYPE_CHECKING:
-    from planimeter.symmetry.audit import Audit
+    from planimeter.symmetry.invariance import Audit
 
 SHOWN = 4
 """Names in a line before the rest is counted."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx
 
-from planimeter.landscape import described
+from planimeter.network import described
 
 if TYPE_CHECKING:
     from planimeter.symmetry.homogeneity import Flow

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
-from planimeter.landscape import Trace, recorded, traced
 from planimeter.landscape.admission import unwrapped
-from planimeter.landscape.tracing import named_tensors
-from planimeter.operators.batches import Inputs
+from planimeter.network import Trace, recorded, traced
+from planimeter.network.tracing import named_tensors
+from planimeter.products.batches import Inputs
 from planimeter.symmetry.exponents import Exponents
 from planimeter.symmetry.homogeneity import Flow, Use
 from planimeter.symmetry.rescalings import Rescaling, Rescalings, Scaling

@@ -18,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor, fx, nn
 
 from planimeter.errors import InputError
-from planimeter.landscape import Trace, arguments, described
+from planimeter.network import Trace, arguments, described
 from planimeter.symmetry import contractions
 from planimeter.symmetry.operations import (
     CONTRACTIONS,

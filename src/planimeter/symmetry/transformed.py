@@ -10,7 +10,7 @@ from torch import Tensor
 
 from planimeter.errors import InputError
 from planimeter.landscape import LossLandscape
-from planimeter.operators.batches import cut_rows
+from planimeter.products.batches import cut_rows
 from planimeter.symmetry.finding import find_rescalings
 from planimeter.symmetry.rescalings import Rescalings
 

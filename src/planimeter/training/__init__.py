@@ -8,11 +8,9 @@ from planimeter.training.checkpoints import (
     load_checkpoint,
     save_weights,
 )
-from planimeter.training.ensemble import fit_ensemble
 from planimeter.training.entropy_sgd import EntropySGD
 from planimeter.training.evaluation import Evaluation, evaluate, function_on
-from planimeter.training.fit import FitResult, fit, fit_to_zero_error
-from planimeter.training.member_optimisers import stackable
+from planimeter.training.fitting import FitResult, fit, fit_to_zero_error
 from planimeter.training.optimisers import (
     FULL_BATCH,
     OPTIMISERS,
@@ -59,7 +57,6 @@ __all__ = [
     "constant",
     "evaluate",
     "fit",
-    "fit_ensemble",
     "fit_to_zero_error",
     "function_on",
     "latest_checkpoint",
@@ -72,7 +69,6 @@ __all__ = [
     "recompute_batch_norm",
     "save_weights",
     "shuffled",
-    "stackable",
     "steps",
     "zero_error",
 ]

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from planimeter.landscape.modes import batch_norms
-from planimeter.landscape.running import without_graph
+from planimeter.network.modes import batch_norms
+from planimeter.network.running import without_graph
 from planimeter.training.evaluation import Rows, device_of, pieces, rows_per_piece
 
 

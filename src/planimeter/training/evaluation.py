@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from planimeter.errors import NotApplicableError
 from planimeter.landscape.accuracy import predictions_of
 from planimeter.landscape.denominators import known_loss
-from planimeter.landscape.modes import evaluation_mode
-from planimeter.landscape.running import without_graph
 from planimeter.losses import Loss, predicted_classes
+from planimeter.network.modes import evaluation_mode
+from planimeter.network.running import without_graph
 
 Rows = tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]]
 """Inputs and labels as two tensors, or batches of them that can be iterated again and again."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
-from planimeter.landscape.running import one_row
 from planimeter.losses import Loss
+from planimeter.network.running import one_row
 from planimeter.training.averaging import Averaging, new_average
 from planimeter.training.batch_norm import recompute_batch_norm
 from planimeter.training.checkpoints import load_checkpoint, save_checkpoint

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from planimeter.errors import InputError
-from planimeter.landscape import Trace, arguments, described, traced
+from planimeter.network import Trace, arguments, described, traced
 from planimeter.prior.kernels.activations import Dual, erf, gelu, relu
 from planimeter.prior.kernels.covariance_steps import (
     Activation,

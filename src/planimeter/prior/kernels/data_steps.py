@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from planimeter.errors import InputError
-from planimeter.landscape import Trace, described
+from planimeter.network import Trace, described
 
 TRACED_ROWS = 2
 

@@ -37,7 +37,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
-from planimeter.landscape.modes import evaluation_mode
+from planimeter.network.modes import evaluation_mode
 from planimeter.printing import short_repr
 from planimeter.prior.kernels.initialisation import check_deviations, reset_all_parameters
 from planimeter.prior.kernels.last_hidden import LastLayer, find_last_layer, last_hidden

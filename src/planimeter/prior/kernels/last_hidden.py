@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
-from planimeter.landscape.running import without_graph
+from planimeter.network.running import without_graph
 
 
 @dataclass(frozen=True)

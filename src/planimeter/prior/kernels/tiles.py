@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from planimeter.errors import InputError
-from planimeter.operators.memory import free_memory
+from planimeter.machine.memory import free_memory
 from planimeter.prior.kernels.activations import Dual
 from planimeter.prior.kernels.propagation import (
     Data,

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from planimeter.errors import InputError
 from planimeter.estimate import Estimate, format_with_error, standard_error
-from planimeter.prior.orthant.chain import Chain, Settings, checked_kernel, with_rank
 from planimeter.prior.orthant.log_prior import binary_signs, log_prior
 from planimeter.prior.orthant.log_probability import LogProbability
+from planimeter.prior.orthant.stages import Chain, Settings, checked_kernel, with_rank
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,15 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from planimeter.errors import InputError
-from planimeter.prior.orthant.chain import (
+from planimeter.prior.orthant.log_probability import LogProbability
+from planimeter.prior.orthant.minimax_tilting import MinimaxResult, minimax_log_orthant
+from planimeter.prior.orthant.signed_kernel import dense
+from planimeter.prior.orthant.stages import (
     Chain,
     Progress,
     Settings,
     checked_kernel,
 )
-from planimeter.prior.orthant.log_probability import LogProbability
-from planimeter.prior.orthant.minimax_tilting import MinimaxResult, minimax_log_orthant
-from planimeter.prior.orthant.signed_kernel import dense
 
 
 def log_prior(

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from planimeter.errors import InputError
-from planimeter.operators.memory import free_memory
+from planimeter.machine.memory import free_memory
 from planimeter.prior.orthant.in_place import PANEL, panels
 
 if TYPE_CHECKING:

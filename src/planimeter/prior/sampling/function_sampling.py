@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from planimeter.errors import InputError
-from planimeter.landscape.modes import evaluation_mode
+from planimeter.network.modes import evaluation_mode
 from planimeter.prior.kernels.initialisation import check_deviations
 from planimeter.prior.sampling.counting import CountTable, Recount, empty_table
 from planimeter.prior.sampling.function_counts import FunctionCounts

@@ -1,0 +1,1 @@
+"""The machine that computes: its memory, and what its float32 means."""
