@@ -1,17 +1,19 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from planimeter.errors import InputError
 from planimeter.study import Study, load_study, trials_of
 from planimeter.study.data_spec import DataSpec
 from planimeter.study.model_spec import ModelSpec
 from planimeter.study.optimiser_spec import SGDSpec
 from planimeter.study.spec import PriorSpec
 from planimeter.study.training_spec import TrainingSpec
-from planimeter.study.trial import run_trial
+from planimeter.study.trial import check_trial, run_trial
 from planimeter.training import OPTIMISERS
 from planimeter.training.stream import BatchStream
 
@@ -185,3 +187,29 @@ def test_a_trial_runs_with_every_optimiser(small_study, name):
     assert result["fit"]["converged"]
     assert result["fit"]["epochs"] >= 3
     assert result["train_error"] == result["fit"]["train_errors"] / 30
+
+
+@pytest.mark.parametrize(
+    ("section", "content", "message"),
+    [
+        ("model", {"hidden": [10**11]}, "does not fit into memory: .*hidden .*100000000000"),
+        ("training", {"rescale": {"layer": "9", "alpha": 2.0, "epochs": [1]}},
+         r"training.rescale: no rescaling of layer '9' was found; these can be: 1"),
+        ("model", {"name": "lenet5"}, "kernel: empirical"),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_done_is_refused_before_any_work(small_study, section, content, message):
+    trial = trials_of(small_study)[0]
+    whole = getattr(small_study, section).model_dump(mode="json") | content
+    if content.get("name"):
+        whole = ModelSpec.model_validate(content).model_dump(mode="json")
+    with pytest.raises(InputError, match=message):
+        check_trial(replace(trial, **{section: whole}))
+
+
+def test_a_rescaling_that_never_comes_is_refused():
+    with pytest.raises(ValueError, match=r"rescale at epoch 5 never comes.*for 0 epochs"):
+        TrainingSpec(rescale={"layer": "0", "alpha": 2.0, "after_stop": [5]})
+    with pytest.raises(ValueError, match="rescale at epoch 12 never comes"):
+        TrainingSpec(rescale={"layer": "0", "alpha": 2.0, "epochs": [12]}, max_epochs=11)
+    TrainingSpec(rescale={"layer": "0", "alpha": 2.0, "after_stop": [5]}, overtrain=5)

@@ -18,7 +18,7 @@ from planimeter.study.group import Trained, groups_of, measure_member, train_gro
 from planimeter.study.spec import Study
 from planimeter.study.store import Store
 from planimeter.study.store_errors import Gone
-from planimeter.study.trial import Trial, check_kernel, run_trial, trials_of
+from planimeter.study.trial import Trial, check_trial, run_trial, trials_of
 
 PATIENCE = 60.0
 """Seconds that a cluster may be without a worker: one that died is started anew in fewer."""
@@ -65,7 +65,7 @@ def run_study(
 
     Raises:
         InputError: another process writes to the store, it holds another study, no scheduler
-            answers at the address, the network has no analytic kernel for log P(f), the cluster
+            answers at the address, a trial could not be done (`check_trial`), the cluster
             was lost or without a worker for too long, or results cannot be written. What was
             stored stays, and another call does the rest.
     """
@@ -75,7 +75,7 @@ def run_study(
         todo = {t.key: t for t in trials if t.key not in done}
         finished, failed = len(trials) - len(todo), {}
         if todo:
-            check_kernel(next(iter(todo.values())))
+            check_trial(next(iter(todo.values())))
             with cluster_of(workers, scheduler, len(todo)) as client:
                 _wait_for_workers(client, patience, note)
                 groups = groups_of(list(todo.values()), sum(client.nthreads().values()))

@@ -143,6 +143,14 @@ class TrainingSpec(Section):
             raise ValueError(
                 f"averaging starts at epoch {self.averaging.start}, training ends at {longest}"
             )
+        if self.rescale is not None:
+            late = [e for e in self.rescale.after_stop if e > self.overtrain]
+            late += [e for e in self.rescale.epochs if e > longest]
+            if late:
+                raise ValueError(
+                    f"rescale at epoch {late[0]} never comes: training goes on for "
+                    f"{self.overtrain} epochs after its stop (`overtrain`), for {longest} in all"
+                )
         return self
 
     @property

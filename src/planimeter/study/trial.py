@@ -25,6 +25,7 @@ from planimeter.estimate import Estimate
 from planimeter.flatness import measure
 from planimeter.landscape import LossLandscape
 from planimeter.losses import LOSSES, Loss
+from planimeter.machine.memory import is_out_of_memory
 from planimeter.models.registry import build_model
 from planimeter.prior import (
     EmpiricalKernel,
@@ -38,6 +39,7 @@ from planimeter.prior import (
 from planimeter.study.data_spec import DataSpec
 from planimeter.study.spec import Study
 from planimeter.study.training_spec import RecordSpec, TrainingSpec
+from planimeter.symmetry import alpha_scaling
 from planimeter.training import (
     OPTIMISERS,
     Checkpoints,
@@ -329,12 +331,30 @@ def _log_priors(trial: Trial, task: Split, model: nn.Module) -> list[dict[str, A
     return entries
 
 
-def check_kernel(trial: Trial) -> None:
-    """Refuse a trial whose network has no analytic kernel, if it is to have one.
+def check_trial(trial: Trial) -> None:
+    """Refuse, before any work, a trial that could not be done.
 
     Raises:
-        InputError: it is; names the layer, and the way out.
+        InputError: its network does not fit into memory, has no analytic kernel and is to have
+            one, or not the layer that is to be rescaled; names what, and the way out.
     """
+    try:
+        start = start_of(trial)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        settings = ", ".join(f"{key} {value}" for key, value in trial.model.items())
+        raise InputError(f"the network does not fit into memory: {settings}") from error
+    _check_kernel(trial)
+    rescale = TrainingSpec.model_validate(trial.training).rescale
+    if rescale is not None:
+        try:
+            alpha_scaling(landscape_of(start.model, start.task), rescale.layer, rescale.alpha)
+        except InputError as error:
+            raise InputError(f"training.rescale: {error}") from error
+
+
+def _check_kernel(trial: Trial) -> None:
     if not trial.prior["noise"] or trial.prior.get("kernel") == "empirical":
         return
     inputs = _split(json.dumps(trial.data, sort_keys=True)).train_inputs
