@@ -43,7 +43,8 @@ def spectral_norm(
 
     Arguments:
         layer: any; a Linear on sequences has the norm of its matrix.
-        tolerance: relative residual of the eigenvalue; that of the norm is half of it.
+        tolerance: relative residual of the eigenvalue: a singular value lies within half of it,
+            the largest one unless the next lies as near.
         max_products: with the matrix, see `top_eigenvalues`.
         seed: of the start vector.
 
