@@ -138,7 +138,7 @@ def test_signals_while_workers_start_end_the_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay", [0, 6])
+@pytest.mark.parametrize("delay", [0, 3])
 def test_workers_that_are_killed_again_and_again_end_the_run(small_study, tmp_path, delay):
     """While they start, or after the first has begun: in words, and never for ever."""
     over, others = threading.Event(), set(multiprocessing.active_children())
