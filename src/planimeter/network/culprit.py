@@ -132,9 +132,9 @@ def _operations(
 
 
 def _as_leaf(one: Any) -> Any:
-    """A floating tensor with a graph that begins at it."""
+    """A floating tensor with a graph, of its own memory: a module may write into it."""
     is_floating = isinstance(one, Tensor) and one.is_floating_point()
-    return one.detach().clone().requires_grad_() if is_floating else one
+    return one.detach().requires_grad_().clone() if is_floating else one
 
 
 class _Operations(TorchFunctionMode):

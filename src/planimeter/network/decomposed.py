@@ -37,7 +37,8 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     # The fused kernel: in torch 2.13 its double backward on the CPU is not the derivative of its
     # backward (gradgradcheck fails), and it has no forward derivative.
     # `dim` is the one that is kept, -1 for none.
-    over = [d for d in range(v.ndim) if d != dim]
+    kept = dim if dim == -1 else dim % v.ndim
+    over = [d for d in range(v.ndim) if d != kept]
     return v * (g / torch.linalg.vector_norm(v, dim=over, keepdim=dim != -1))
 
 

@@ -21,6 +21,8 @@ from planimeter.errors import InputError
 
 _CLOSING = 10.0
 """Seconds that workers have to end when they are told to."""
+_STARTING = 180.0
+"""Seconds that they have to start: one that is killed meanwhile may never be heard of."""
 
 
 @contextmanager
@@ -84,7 +86,7 @@ def _local(count: int) -> Iterator[Any]:
         cluster.shutdown_on_close = False  # by dask at exit, which may wait for killed workers
         try:
             try:
-                _on(loop, started())
+                _on(loop, started(), timeout=_STARTING)
             except Exception as error:
                 raise InputError(
                     f"the worker processes did not start ({type(error).__name__}: "

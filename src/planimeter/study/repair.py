@@ -173,6 +173,8 @@ def _rows_by_sqlite(path: Path) -> Iterator[Row]:
             last = db.execute("SELECT max(rowid) FROM trials").fetchone()[0] or 0
         except sqlite3.Error:
             return
+        # A damaged number of the last row may be as large as 2^63: no file holds a row a byte.
+        last = min(last, path.stat().st_size)
         for table, most in (("study", 1), ("trials", last)):
             for number in range(1, most + 1):
                 with suppress(sqlite3.Error):

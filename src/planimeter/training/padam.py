@@ -44,7 +44,7 @@ class Padam(torch.optim.Optimizer):
     """
 
     elementwise = True
-    """Every number of a parameter is treated alike (`planimeter.training.stackable`)."""
+    """Every number of a parameter is treated alike (`planimeter.ensembles.stackable`)."""
 
     def __init__(
         self,
