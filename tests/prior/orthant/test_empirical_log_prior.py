@@ -116,10 +116,10 @@ def test_the_jackknifes_interval_covers_the_analytic_kernels_value(digits):
     initialise = gaussian_initialisation(2**0.5, 0.5)
     truth = log_prior(nngp_kernel(net, x, sigma_w=2**0.5, sigma_b=0.5), labels).value
     covered = 0
-    for seed in range(100):
+    for seed in range(200):
         kernel = empirical_kernel(
             net, x, networks=200, sigma_w=2**0.5, sigma_b=0.5, initialise=initialise, seed=seed
         )
         found = empirical_log_prior(kernel, labels, particles=200, seed=seed).debiased
         covered += abs(found.value - truth) <= 1.96 * found.stderr
-    assert 0.9 <= covered / 100 <= 0.99
+    assert 0.92 <= covered / 200 <= 0.985
